@@ -1,0 +1,44 @@
+"""What the commands in this folder share: how they refuse an argument, and where they run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+import torch
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line, with no usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    """Return the whole number that `text` holds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not a whole number of 1 or more.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def device(text: str) -> torch.device:
+    """Return the device that `text` names.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither cpu nor cuda, or there is no CUDA device.
+    """
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("no CUDA device is available here, use cpu")
+    return torch.device(text)
+
+
+def default_device() -> torch.device:
+    """Return CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
