@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 from urllib.error import URLError
 
 import torch
@@ -101,7 +101,7 @@ def load_file(path: Path, name: str | None = None) -> tuple[AlexNet | ResNet18, 
     return model, [str(label) for label in classes]
 
 
-def fits(model: type[AlexNet] | type[ResNet18], state_dict: Mapping[str, torch.Tensor]) -> bool:
+def fits(model: type[AlexNet] | type[ResNet18], state_dict: Any) -> bool:
     """Tell whether `state_dict` holds the weights of this model."""
     try:
         model.from_state_dict(state_dict)
@@ -110,7 +110,7 @@ def fits(model: type[AlexNet] | type[ResNet18], state_dict: Mapping[str, torch.T
     return True
 
 
-def read(path: Path) -> object:
+def read(path: Path) -> Any:
     """Return what `torch.save` wrote to `path`, tensors on the CPU; code in it is not run.
 
     Raises:
