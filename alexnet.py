@@ -171,9 +171,11 @@ if __name__ == "__main__":
             start = time.perf_counter()
             logits = model(images).cpu()  # waits until the device is done
             milliseconds = (time.perf_counter() - start) * 1e3
-    print(model)
-    print(f"Parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
-    print(f"Device:     {device}")
-    print(f"Input:      {tuple(images.shape)}")
-    print(f"Output:     {tuple(logits.shape)}")
-    print(f"Time:       {milliseconds:.1f} ms, warm")
+    print(
+        f"{model}\n"
+        f"Parameters: {sum(parameter.numel() for parameter in model.parameters()):,}\n"
+        f"Device:     {device}\n"
+        f"Input:      {tuple(images.shape)}\n"
+        f"Output:     {tuple(logits.shape)}\n"
+        f"Time:       {milliseconds:.1f} ms, warm"
+    )

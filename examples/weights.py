@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 from urllib.error import URLError
 
 import torch
 import torchvision
+from PIL.Image import Image
+from torch import Tensor
 
 from alexnet import AlexNet
 from resnet18 import ResNet18
@@ -20,16 +24,31 @@ class WeightsError(Exception):
     """Weights that cannot be had; the message is one line that says why and what to do."""
 
 
+@dataclass
+class Classifier:
+    """A network with what is needed to use it."""
+
+    model: AlexNet | ResNet18
+    classes: list[str]
+    image_size: int = 224
+
+    def preprocessing(self) -> Callable[[Image], Tensor]:
+        """Return torchvision's preprocessing: an image to a tensor (3, image_size, image_size)."""
+        size = self.image_size
+        preprocessing: Callable[[Image], Tensor] = official_weights("resnet18").transforms(
+            crop_size=size,
+            resize_size=round(size * 256 / 224),  # as 256 for 224, and for AlexNet the same
+        )
+        return preprocessing
+
+
 def official_weights(name: str) -> torchvision.models.WeightsEnum:
     """Return torchvision's record of the ImageNet weights of the model called `name`."""
     return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
 
 
-def load_official(name: str) -> tuple[AlexNet | ResNet18, list[str]]:
+def load_official(name: str) -> Classifier:
     """Build the model called `name` with torchvision's ImageNet weights, fetched once.
-
-    Returns:
-        The model, and the names of its 1000 classes.
 
     Raises:
         WeightsError: the weights are not in the cache and cannot be fetched, or are damaged.
@@ -53,31 +72,32 @@ def load_official(name: str) -> tuple[AlexNet | ResNet18, list[str]]:
         raise WeightsError(f"cannot fetch {weights.url}: {error}") from error
     except (TypeError, ValueError, WeightsError) as error:
         raise WeightsError(f"{error}: delete {cached} to have it fetched again") from error
-    return model, list(weights.meta["categories"])
+    return Classifier(model, list(weights.meta["categories"]))
 
 
-def load_file(path: Path, name: str | None = None) -> tuple[AlexNet | ResNet18, list[str]]:
+def load_file(path: Path, name: str | None = None) -> Classifier:
     """Build the model whose weights `path` holds.
 
     The file is a state_dict in the names of this project, torchvision or timm, or what
-    `examples.train` leaves: a dictionary with the state_dict, the model's name and its classes.
+    `examples.train` leaves: a dictionary of the state_dict, the model's name, the names of its
+    classes and the size of its images.
 
     Args:
         path: a file that `torch.save` wrote.
         name: the model that is wanted, by default the one that the file names, else resnet18.
 
     Returns:
-        The model, and the names of its classes: those in the file, for 1000 unnamed classes those
-        of ImageNet, for any other number their indices.
+        The classifier. Where the file names no classes, they are those of ImageNet if there are
+        1000, else their indices.
 
     Raises:
         WeightsError: the file cannot be read, or holds no weights of that model.
     """
     checkpoint = read(path)
-    state_dict, classes, holds = checkpoint, None, None
-    if isinstance(checkpoint, Mapping) and "state_dict" in checkpoint:
-        state_dict = checkpoint["state_dict"]
-        classes, holds = checkpoint.get("classes"), checkpoint.get("model")
+    if not (isinstance(checkpoint, Mapping) and "state_dict" in checkpoint):
+        checkpoint = {"state_dict": checkpoint}
+    state_dict, classes = checkpoint["state_dict"], checkpoint.get("classes")
+    holds, image_size = str(checkpoint.get("model")), checkpoint.get("image_size", 224)
     if holds in MODELS and name not in (None, holds):
         raise WeightsError(f"{path} holds {holds}, not {name}: use --model {holds}")
     name = name or (holds if holds in MODELS else "resnet18")
@@ -91,14 +111,18 @@ def load_file(path: Path, name: str | None = None) -> tuple[AlexNet | ResNet18, 
                 ) from error
         raise WeightsError(f"{path}: {error}") from error
 
-    num_classes = model.state_dict()["fc.bias" if name == "resnet18" else "fc3.bias"].numel()
+    num_classes = (model.fc if isinstance(model, ResNet18) else model.fc3).out_features
     if classes is None and num_classes == 1000:
         classes = official_weights(name).meta["categories"]
     elif classes is None:
         classes = [str(index) for index in range(num_classes)]
     if not isinstance(classes, list) or len(classes) != num_classes:
         raise WeightsError(f"{path} does not name each of its {num_classes} classes once")
-    return model, [str(label) for label in classes]
+    if model.conv1.in_channels != 3:
+        raise WeightsError(f"{path} is for images of {model.conv1.in_channels} channels, not 3")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise WeightsError(f"{path} is for images of size {image_size!r}, which is not a size")
+    return Classifier(model.float(), [str(label) for label in classes], image_size)
 
 
 def fits(model: type[AlexNet] | type[ResNet18], state_dict: Any) -> bool:
@@ -122,7 +146,8 @@ def read(path: Path) -> Any:
                 damaged = archive.testzip()
             if damaged:
                 raise WeightsError(f"{path} is damaged, its part {damaged} has changed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(record=True):  # of what is refused anyhow
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except WeightsError:
@@ -132,4 +157,6 @@ def read(path: Path) -> Any:
             raise WeightsError(
                 f"{path} holds code, which is not run: save a state_dict() instead"
             ) from error
-        raise WeightsError(f"{path} is damaged or was not written by torch.save") from error
+        raise WeightsError(
+            f"{path} is damaged or was not written by torch.save; nothing in it was run"
+        ) from error
