@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -59,9 +61,10 @@ def load_official(name: str) -> Classifier:
         if cached.exists():
             checkpoint = read(cached)
         else:
-            checkpoint = weights.get_state_dict(
-                progress=True, check_hash=True, weights_only=True, map_location="cpu"
-            )
+            with contextlib.redirect_stdout(sys.stderr):  # where the progress bar goes, too
+                checkpoint = weights.get_state_dict(
+                    progress=True, check_hash=True, weights_only=True, map_location="cpu"
+                )
         model = MODELS[name].from_state_dict(checkpoint)
     except URLError as error:
         raise WeightsError(
