@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.oracle import MODELS, oracle
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def name(request) -> str:
+    """The name of a network; a test that asks for it runs for both."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def expected_model(name) -> nn.Module:
+    """The network as torchvision has it, with random weights, in evaluation mode."""
+    return oracle(name).eval()
+
+
+@pytest.fixture(scope="session")
+def model(name, expected_model) -> nn.Module:
+    """The network as it is here, with the weights of `expected_model`, in evaluation mode."""
+    return MODELS[name].from_state_dict(expected_model.state_dict()).eval()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,38 @@
+"""The networks here beside torchvision's, with the same weights, all of them random."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from alexnet import AlexNet
+from resnet18 import ResNet18
+
+MODELS = {"alexnet": AlexNet, "resnet18": ResNet18}
+
+
+def oracle(name: str, **options: object) -> nn.Module:
+    """Return torchvision's model, every parameter and statistic of it random and of a good size.
+
+    As built, batch norm does nothing and AlexNet's logits are almost the same for all images:
+    that would hide mistakes.
+    """
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, **options)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def deviation(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the largest value expected."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
