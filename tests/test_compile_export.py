@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.oracle import MODELS, deviation
+from tests.oracle import deviation
 
 # The output of each row of the two tables in the README, for 224 x 224 images.
 SHAPES = {
@@ -56,9 +56,7 @@ def test_batch_sizes_share_one_graph(model):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_logits_and_gradients_equal_eager(name, model, backend):
     models = [copy.deepcopy(model).train() for _ in range(2)]
     if name == "alexnet":
@@ -92,6 +90,8 @@ def test_a_traced_network_computes_the_same_and_refuses_the_same(model, how):
     if how == "copied":
         traced = copy.deepcopy(traced)
     if how == "pickled":
+        if torch.__version__ < "2.5":
+            pytest.skip("torch 2.4 cannot pickle what it traced where annotations are strings")
         traced = pickle.loads(pickle.dumps(traced))
     for size in (64, 80):
         images = torch.randn(2, 3, size, size)
@@ -102,12 +102,3 @@ def test_a_traced_network_computes_the_same_and_refuses_the_same(model, how):
         with pytest.raises(expected.type) as refusal:
             traced(bad)
         assert str(refusal.value) == str(expected.value)
-
-
-def test_an_exported_network_is_one_graph_of_known_operators(name, model):
-    batch = {0: torch.export.Dim("batch")}
-    images = torch.randn(2, 3, 64, 64)
-    program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
-    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert all(target.startswith("aten.") for target in targets)
-    assert MODELS[name].__name__ not in program.graph_module.code

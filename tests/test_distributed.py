@@ -18,14 +18,14 @@ if hasattr(torch.distributed.fsdp, "fully_shard"):  # since torch 2.6
     HEADINGS.append("FSDP2")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inputs():
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([3, 1, 4, 1])
     return {name: (oracle(name, num_classes=5).state_dict(), images, labels) for name in MODELS}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(inputs, tmp_path_factory):
     """The folder where two processes have left their gradients, a file for each recipe."""
     folder = tmp_path_factory.mktemp("gradients")

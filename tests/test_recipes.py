@@ -106,7 +106,9 @@ def test_gradients_per_sample(run, model):
         loss = F.cross_entropy(model(images), labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         for (key, _), gradient in zip(model.named_parameters(), gradients):
-            assert deviation(names["gradients"][key][sample], gradient) <= 1e-2, key  # some ReLU flip
+            assert deviation(names["gradients"][key][sample], gradient) <= 1e-2, (
+                key
+            )  # some ReLU flip
 
 
 def test_ensemble(run):
@@ -181,6 +183,28 @@ def test_grad_cam(run, name):
     assert names["maps"].amax() > 0
 
 
+@pytest.mark.slow
+def test_int8_on_the_cpu(run, name):
+    """Of the pictures that the float32 model was not trained on, it agrees on almost all."""
+    pytest.importorskip("torchao")
+    pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    images = F.interpolate(images, size=64, mode="bilinear").expand(-1, 3, -1, -1)
+    names, model = run(""), MODELS[name](num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for batch in torch.randperm(1200).repeat(2).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), torch.from_numpy(labels[batch])).backward()
+        optimizer.step()
+
+    names.update(model=model.eval(), images=images[:128])
+    with torch.no_grad():
+        quantized, test = run("Int8 on the CPU")["quantized"], images[1200:]
+        int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (quantized, model))
+    assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
+    assert deviation(int8, float32) <= 0.1
+
+
 def test_new_head(run):
     names = run("New head")
     assert names["model"](names["images"]).shape == (4, 10)
@@ -206,7 +230,7 @@ def test_one_input_channel(run, expected):
 
 
 def test_images_of_32_x_32(run, name):
-    names = run("Images of 32 × 32")
+    names = run("Images of 32 x 32")
     images, sizes = torch.randn(2, 3, 32, 32), []
     for module in names["model"].modules():
         if isinstance(module, nn.Conv2d):

@@ -2,8 +2,8 @@
 
     python -m tests.two_processes FOLDER HEADING ...
 
-FOLDER/inputs holds the weights, images and labels for each network; each recipe leaves the gradients
-in a file FOLDER/NETWORK HEADING.
+FOLDER/inputs holds weights, images and labels for each network; each recipe leaves its gradients in
+a file FOLDER/NETWORK HEADING.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def free_port() -> int:
 
 
 def work(rank: int, port: int, folder: str, name: str, heading: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=f"{rank}")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=f"{rank}"
+    )
     weights, images, labels = torch.load(f"{folder}/inputs", weights_only=True)[name]
     # In evaluation mode: in training, each process would normalise by statistics of its own half
     # and drop by its own chance, which no single process can equal.
