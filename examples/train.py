@@ -121,7 +121,7 @@ class Classifier(LightningModule):
         rank, processes = self.global_rank, self.trainer.world_size
         batch, seed = self.args.batch_size, self.args.seed
         sampler = Shuffle(len(self.train_images), batch, seed, rank, processes)
-        sampler.set_epoch(self.current_epoch)
+        sampler.set_epoch(len(self.history))  # current_epoch is behind where a run resumes
         return self.loader(self.train_images, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:  # no padding: each image is counted once
@@ -140,7 +140,8 @@ class Classifier(LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning's own estimate would start the workers before a checkpoint tells the epoch.
+        steps = len(self.train_images) // self.args.batch_size * self.args.epochs
         warmup = max(1, round(WARMUP * steps))
         optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -164,7 +165,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # What is random depends on the seed and the epoch alone: a resumed run repeats it.
-        torch.manual_seed(mix(self.args.seed, self.current_epoch, self.global_rank))
+        torch.manual_seed(mix(self.args.seed, len(self.history), self.global_rank))
         self.losses, self.hits = [], torch.zeros((), device=self.device)
         self.start = time.perf_counter()
 
@@ -449,7 +450,8 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for part in "pytorch", "fabric":
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")  # advice to whoever writes the loop
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))  # unset before the launch
     try:
