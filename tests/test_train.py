@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -287,6 +290,7 @@ def test_an_image_that_cannot_be_decoded_stops_the_run_naming_it(
 
 def test_a_terminal_gets_a_progress_bar_and_ctrl_c_one_line(digits: Path, tmp_path: Path) -> None:
     terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     given = options(digits, tmp_path / "run", "--epochs", "500")
     process = start("examples.train", *given, stdout=inside)
     os.close(inside)
