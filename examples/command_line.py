@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 from typing import NoReturn
 
 import torch
@@ -42,3 +44,38 @@ def device(text: str) -> torch.device:
 def default_device() -> torch.device:
     """Return CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number that `text` holds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not a whole number of 0 or more.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Return the number that `text` holds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not a finite number above 0.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
+def fraction(text: str) -> float:
+    """Return the number that `text` holds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not at least 0 and below 1.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
