@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from examples.command_line import ArgumentParser, default_device, device, positive_int
 from examples.images import ImageError, open_image
 from examples.weights import MODELS, Classifier, WeightsError, load_file, load_official
+from resnet18 import ResNet18
 
 Sample = Tuple[Path, Union[Tensor, ImageError]]
 
@@ -59,7 +60,10 @@ def predict(
     classifier: Classifier, files: list[Path], device: torch.device, batch_size: int
 ) -> Iterator[tuple[Path, Tensor | ImageError]]:
     """Yield each file with the probabilities (num_classes,) of its classes, or what is wrong."""
-    model = classifier.model.eval().to(device)
+    model = classifier.model.eval()
+    if isinstance(model, ResNet18):
+        model = model.fuse()
+    model = model.to(device).to(memory_format=torch.channels_last)
     batches = DataLoader(
         Photographs(files, classifier),
         batch_size=batch_size,
