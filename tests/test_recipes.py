@@ -118,8 +118,9 @@ def test_ensemble(run):
         assert deviation(logits, model(names["images"])) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18"], scope="session")
-def test_recompute_activations(run, model):
+def test_recompute_activations(run, name, model):
+    if name == "alexnet":
+        pytest.skip("AlexNet's memory is in its weights")
     names = run("Recompute activations of ResNet-18")
     gradients = [
         torch.autograd.grad(m(names["images"]).square().sum(), list(m.parameters()))
@@ -159,8 +160,9 @@ def test_into_torchvision(run, name, expected):
     assert deviation(names["theirs"].eval()(names["images"]), expected(names["images"])) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18"], scope="session")
-def test_into_timm(run, expected):
+def test_into_timm(run, name, expected):
+    if name == "alexnet":
+        pytest.skip("timm has no AlexNet")
     timm = pytest.importorskip("timm")
     names = run("Into torchvision's and timm's ResNet-18")
     theirs = timm.create_model("resnet18").eval()
@@ -198,8 +200,8 @@ def test_int8_on_the_cpu(run, name):
         optimizer.step()
 
     names.update(model=model.eval(), images=images[:128])
+    quantized, test = run("Int8 on the CPU")["quantized"], images[1200:]
     with torch.no_grad():
-        quantized, test = run("Int8 on the CPU")["quantized"], images[1200:]
         int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (quantized, model))
     assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
     assert deviation(int8, float32) <= 0.1
