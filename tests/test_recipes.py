@@ -186,9 +186,11 @@ def test_grad_cam(run, name):
 
 
 @pytest.mark.slow
-def test_int8_on_the_cpu(run, name):
+def test_int8_on_the_cpu(run, name, monkeypatch):
     """Of the pictures that the float32 model was not trained on, it agrees on almost all."""
     pytest.importorskip("torchao")
+    monkeypatch.setattr("torch._inductor.config.freezing", False)  # and again after the recipe
+    torch.compiler.reset()
     pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
     images = F.interpolate(images, size=64, mode="bilinear").expand(-1, 3, -1, -1)
