@@ -38,13 +38,12 @@ def test_a_duplicate_is_equal_and_shares_nothing(model, duplicate):
 
 @pytest.mark.parametrize("how", ["built", "from_state_dict", "from channels-last"])
 def test_every_tensor_is_contiguous_and_has_memory_of_its_own(name, model, how):
-    if how == "built":
-        model = MODELS[name](num_classes=10)
-    else:
-        model = copy.deepcopy(model)
+    tensors, sources = MODELS[name](num_classes=10).state_dict(), {}
+    if how != "built":
+        sources = model.state_dict()
         if how == "from channels-last":
-            model = model.to(memory_format=torch.channels_last)
-        model = MODELS[name].from_state_dict(model.state_dict())
-    tensors = list(model.state_dict().values())
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
+            sources = copy.deepcopy(model).to(memory_format=torch.channels_last).state_dict()
+        tensors = MODELS[name].from_state_dict(sources).state_dict()
+    assert [key for key, tensor in tensors.items() if not tensor.is_contiguous()] == []
+    everything = [*tensors.values(), *sources.values()]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in everything}) == len(everything)
