@@ -51,7 +51,8 @@ class BasicBlock(nn.Module):
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, H / stride, W / stride)
         out = self.bn2(self.conv2(out))  # (N, out_channels, H / stride, W / stride)
-        return F.relu(out + self.shortcut(x))  # y = F(x) + x, then ReLU ([2015a], equation 1)
+        out = out + self.shortcut(x)  # y = F(x) + x ([2015a], equation 1)
+        return F.relu(out, inplace=True)  # of a sum that no layer returned, so that no hook sees it
 
 
 class ResNet18(nn.Module):

@@ -55,6 +55,12 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def give_way(worker: int) -> None:
+    """Let the network have the processor whenever it has images to look at."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
 @torch.inference_mode()
 def predict(
     classifier: Classifier, files: list[Path], device: torch.device, batch_size: int
@@ -68,6 +74,7 @@ def predict(
         Photographs(files, classifier),
         batch_size=batch_size,
         num_workers=min(os.cpu_count() or 1, len(files) // 16),  # few files: not worth a process
+        worker_init_fn=give_way,
         collate_fn=list,
     )
     for batch in batches:
