@@ -64,7 +64,7 @@ class AlexNet(nn.Module):
             ValueError: the images have another shape, or are smaller than 63 x 63.
             TypeError: the images have another dtype than the weights.
         """
-        x = check_images(x, self.conv1.weight)  # (N, 3, 224, 224)
+        x = check_images(x, self.conv1.weight, self.conv1.in_channels)  # (N, 3, 224, 224)
         x = F.relu(self.pool(self.conv1(x)))  # (N, 64, 27, 27)
         x = F.relu(self.pool(self.conv2(x)))  # (N, 192, 13, 13)
         x = F.relu(self.conv3(x))  # (N, 384, 13, 13)
@@ -130,15 +130,15 @@ TORCHVISION_NAMES = {
 }
 
 
-def check_images(images: Tensor, weight: Tensor) -> Tensor:
+def check_images(images: Tensor, weight: Tensor, channels: int) -> Tensor:
     """Return the images if a network with this first `weight` can take them, else raise."""
-    channels, shape = weight.shape[1], tuple(images.shape)
+    shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < 63:
         needed = f"a batch of images (N, {channels}, H, W) of at least 63 x 63"
         raise ValueError(f"AlexNet needs {needed}, got {shape}")
-    castable = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
+    castable = {torch.float32, torch.bfloat16, torch.float16}  # by autocast
     if images.dtype != weight.dtype and not (
-        images.dtype in castable and torch.is_autocast_enabled(images.device.type)
+        {images.dtype, weight.dtype} <= castable and torch.is_autocast_enabled(images.device.type)
     ):
         raise TypeError(f"AlexNet needs images of its weights' {weight.dtype}, got {images.dtype}")
     return images

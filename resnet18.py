@@ -90,7 +90,7 @@ class ResNet18(nn.Module):
                 one value per channel (a single image of up to 32 x 32).
             TypeError: the images have another dtype than the weights.
         """
-        x = check_images(x, self.conv1.weight)  # (N, 3, 224, 224)
+        x = check_images(x, self.conv1.weight, self.conv1.in_channels)  # (N, 3, 224, 224)
         x = self.bn1(self.conv1(x))  # (N, 64, 112, 112)
         x = F.relu(self.maxpool(x))  # (N, 64, 56, 56)
         x = self.layer1(x)  # (N, 64, 56, 56)
@@ -160,15 +160,15 @@ class ResNet18(nn.Module):
         return model
 
 
-def check_images(images: Tensor, weight: Tensor) -> Tensor:
+def check_images(images: Tensor, weight: Tensor, channels: int) -> Tensor:
     """Return the images if a network with this first `weight` can take them, else raise."""
-    channels, shape = weight.shape[1], tuple(images.shape)
+    shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < 1:
         needed = f"a batch of images (N, {channels}, H, W) of at least 1 x 1"
         raise ValueError(f"ResNet18 needs {needed}, got {shape}")
-    castable = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
+    castable = {torch.float32, torch.bfloat16, torch.float16}  # by autocast
     if images.dtype != weight.dtype and not (
-        images.dtype in castable and torch.is_autocast_enabled(images.device.type)
+        {images.dtype, weight.dtype} <= castable and torch.is_autocast_enabled(images.device.type)
     ):
         raise TypeError(f"ResNet18 needs images of its weights' {weight.dtype}, got {images.dtype}")
     return images

@@ -96,3 +96,9 @@ def test_from_state_dict_refuses_the_other_network(name, model):
 def test_from_state_dict_refuses_what_is_no_state_dict(name, checkpoint):
     with pytest.raises(TypeError, match=f"needs a state_dict, got {type(checkpoint).__name__}"):
         MODELS[name].from_state_dict(checkpoint)
+
+
+def test_autocast_does_not_make_float64_weights_take_float32_images():
+    model = MODELS["resnet18"](num_classes=2).double().eval()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"torch\.float64"):
+        model(torch.zeros(1, 3, 64, 64))
