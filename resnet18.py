@@ -179,9 +179,9 @@ torch.fx.wrap("check_images")  # so that a traced network calls it too
 
 def describe(value: object) -> str:
     """Return the dtype and shape of a tensor, the type of anything else."""
-    return (
-        f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    )
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 if __name__ == "__main__":
