@@ -313,9 +313,11 @@ def plot(path: Path, device: torch.device) -> None:
                 axes.plot(
                     ticks, curves[row], style, color=colour, marker="o", label=f"{name}, {row}"
                 )
-            axes.set(xlabel=label, ylabel="ms per image", ylim=(0, None))
+            axes.set(xlabel=label, ylabel="ms per image")
             axes.set_xticks(ticks)
-    by_batch.legend()
+    by_batch.set_ylim(bottom=0)
+    by_size.set_ylim(bottom=0)
+    by_size.legend()
     picture.savefig(path, dpi=100)
 
 
