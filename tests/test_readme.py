@@ -32,7 +32,7 @@ def test_every_number_of_the_architecture_tables_is_the_networks(heading):
         module.register_forward_hook(
             lambda _, __, output, name=name: shapes.update({name: tuple(output.shape[1:])})
         )
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randn(1, 3, 224, 224))
     *layers, (_, _, _, parameters, multiply_adds) = table(f"### {heading}")
     parts = {name: getattr(model, name) for name, *_ in layers}
