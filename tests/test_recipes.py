@@ -52,11 +52,11 @@ def test_preamble(run, name):
 
 
 @pytest.mark.slow
-def test_fast_path(run, expected, monkeypatch):
+def test_fast_path(run, expected):
     torch.compiler.reset()
     inductor = pytest.importorskip("torch._inductor.config")
-    monkeypatch.setattr(inductor, "freezing", False)  # and back, when the recipe has set it
-    names = run("Fast path")
+    with inductor.patch(freezing=False):  # again, after the recipe has set it
+        names = run("Fast path")
     assert deviation(names["logits"], expected(names["images"])) <= 1e-4
     assert deviation(names["rough_logits"].float(), expected(names["images"])) <= 0.05
 
