@@ -10,6 +10,10 @@ from typing import NoReturn
 import torch
 
 
+class CommandError(Exception):
+    """What keeps a command from starting or going on; the message is one line that says why."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line, with no usage above it."""
 

@@ -1,14 +1,23 @@
-"""Photographs from files, as the networks were trained to see them."""
+"""Images from files and from folders of classes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 
 class ImageError(Exception):
-    """A file that cannot be classified; the message is one line that says why."""
+    """A file or folder that is not what it should be; the message is one line that says why."""
+
+
+class DamagedImageError(ImageError):
+    """An image among others that cannot be decoded; the message names it."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -37,3 +46,30 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError(error.strerror or str(error)) from error
     except Exception as error:  # decoders raise all sorts at damaged files
         raise ImageError(f"damaged: {error}") from error
+
+
+class LabelledImages(ImageFolder):  # type: ignore[misc]
+    """The images in `folder/<class>/`; an item's seed decides its augmentation in any process.
+
+    Raises:
+        ImageError: there is no such folder, or it has no class or a class without images.
+        DamagedImageError: an image cannot be decoded.
+    """
+
+    def __init__(self, folder: Path, *transforms: Any) -> None:
+        if not folder.is_dir():
+            raise ImageError(f"there is no folder {folder}")
+        try:
+            super().__init__(str(folder), v2.Compose([*transforms, v2.PILToTensor()]))
+        except OSError as error:
+            raise ImageError(str(error)) from error
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        (path, label), seed = self.samples[item[0]], item[1]
+        try:
+            image = open_image(Path(path))
+        except ImageError as error:
+            raise DamagedImageError(f"{path} cannot be decoded: replace or delete it") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), label  # (3, H, W), bytes

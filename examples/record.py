@@ -4,13 +4,123 @@ from __future__ import annotations
 
 import csv
 import os
+import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
+
+from examples.command_line import CommandError
+from examples.weights import read
+
+METRICS = ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
+
+
+class Record(Callback):
+    """Leaves metrics, curves, checkpoints and the best weights in `args.out` after each epoch.
+
+    Raises:
+        CommandError: the loss became NaN or infinite.
+    """
+
+    def __init__(self, args: Namespace, classes: list[str]) -> None:
+        self.args, self.classes = args, classes
+        self.history: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self.losses: list[Tensor] = []
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        self.losses.append(outputs["loss"])
+        images = len(self.losses) * self.args.batch_size
+        self.images_per_second = images / (time.perf_counter() - self.start)
+        module.log("images/s", self.images_per_second, prog_bar=True)
+        if index % 50 == 0:  # seldom, as a GPU has to be waited for
+            self.check_losses(trainer)
+
+    def check_losses(self, trainer: Trainer) -> None:
+        """Refuse an epoch's losses, one a step, unless they are finite in all processes."""
+        losses: Any = trainer.strategy.reduce(torch.stack(self.losses), reduce_op="mean")
+        for index in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
+            step = int(trainer.num_training_batches) * len(self.history) + index + 1
+            raise CommandError(
+                f"the loss became {losses[index]:g} at step {step}, in epoch "
+                f"{len(self.history) + 1}: try a smaller --lr; earlier checkpoints are kept"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        self.check_losses(trainer)
+        out, epoch = self.args.out, len(self.history) + 1
+        best = max((row["val_top1"] for row in self.history), default=-1.0)
+        row = {name: trainer.callback_metrics[name].item() for name in METRICS}
+        row = {"epoch": epoch, **row, "images_per_second": self.images_per_second}
+        self.history.append(row)
+
+        # The last checkpoint comes last: killed before it is there, the run repeats this epoch.
+        if trainer.is_global_zero:
+            save_metrics(self.history, out / "metrics.csv")
+            save_curves(self.history, self.args.model, out / "curves.png")
+        if row["val_top1"] > best:
+            if trainer.is_global_zero:
+                save_model(module.network, self.args, self.classes, out / "model.pt")
+            trainer.save_checkpoint(out / "best.ckpt")
+        trainer.save_checkpoint(out / "last.ckpt")
+        if trainer.is_global_zero:
+            print(
+                f"epoch {epoch}/{self.args.epochs}: "
+                f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1f} %; "
+                f"val loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.1f} %; "
+                f"{row['images_per_second']:.0f} images/s",
+                flush=True,
+            )
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(model=self.args.model, classes=self.classes, history=self.history)
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+
+def find_checkpoint(args: Namespace, classes: list[str]) -> Path | None:
+    """Return the checkpoint to go on from, if there is one in `args.out`, a folder that is made.
+
+    Raises:
+        CommandError: it is not to be gone on from, or of another run; or there can be no folder.
+        WeightsError: it cannot be read.
+    """
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"cannot make the folder {args.out}: {error.strerror}") from error
+    checkpoint: Path = args.out / "last.ckpt"
+    if not checkpoint.exists():  # nor does a run have one that was killed in its first epoch
+        return None
+    if not args.resume:
+        raise CommandError(f"{args.out} holds a run: add --resume, or name another with --out")
+    saved = read(checkpoint)
+    if not isinstance(saved, dict) or not {"model", "classes", "history"} <= saved.keys():
+        raise CommandError(f"{checkpoint} was not written by this command")
+    if saved["model"] != args.model:
+        raise CommandError(f"{checkpoint} holds {saved['model']}, not {args.model}")
+    if saved["classes"] != classes:
+        theirs, ours = shorten(saved["classes"]), shorten(classes)
+        raise CommandError(f"{checkpoint} is for the classes {theirs}, not {ours}")
+    if len(saved["history"]) >= args.epochs:
+        raise CommandError(f"{args.out} has its {len(saved['history'])} epochs: nothing is left")
+    return checkpoint
+
+
+def shorten(classes: list[str]) -> str:
+    """Return the first classes and how many there are."""
+    return f"{', '.join(classes[:3])}{', …' * (len(classes) > 3)} ({len(classes)})"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -60,13 +170,11 @@ def save_curves(history: list[dict[str, float]], name: str, path: Path) -> None:
     replace(path, lambda file: figure.savefig(file, format="png"))
 
 
-def save_model(
-    network: nn.Module, name: str, classes: list[str], image_size: int, path: Path
-) -> None:
+def save_model(network: nn.Module, args: Namespace, classes: list[str], path: Path) -> None:
     """Write the file that `examples.weights.load_file` reads."""
     weights = {
         key: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in network.state_dict().items()
     }
-    about = {"model": name, "classes": classes, "image_size": image_size}
+    about = {"model": args.model, "classes": classes, "image_size": args.image_size}
     replace(path, lambda file: torch.save({**about, "state_dict": weights}, file))

@@ -20,10 +20,12 @@ import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import BatchSampler
 
 pytest.importorskip("lightning")
 
-from examples.train import Shuffle, build_parser, main, prepare
+from examples.train import Shuffle, main, prepare
+from examples.train_setup import build_parser
 from examples.weights import load_file, read
 
 ROOT = Path(__file__).parents[1]
@@ -118,12 +120,18 @@ def test_it_leaves_metrics_a_picture_checkpoints_and_the_best_weights(
     assert f"top-1 {top1:.3f} %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("epochs", [0, 1])  # finished when it is killed
+@pytest.mark.parametrize(
+    ("model", "epochs"),  # finished when it is killed
+    [("resnet18", 0), ("resnet18", 1), ("alexnet", 1)],
+)
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    epochs: int, finished: tuple[Path, str, str], digits: Path, tmp_path: Path
+    model: str, epochs: int, finished: tuple[Path, str, str], digits: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    process = start("examples.train", *options(digits, out))
+    out, whole, given = tmp_path / "run", finished[0], ["--model", model]
+    if model == "alexnet":  # batch norm is ResNet-18's, dropout AlexNet's
+        whole, given = tmp_path / "whole", [*given, "--image-size", "64"]
+        assert start("examples.train", *options(digits, whole, *given)).wait() == 0
+    process = start("examples.train", *options(digits, out, *given))
     assert process.stdout
     if epochs:
         assert process.stdout.readline().startswith("epoch 1/3")
@@ -134,14 +142,14 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     process.communicate()
     assert (out / "last.ckpt").exists() == bool(epochs)
 
-    resumed = start("examples.train", *options(digits, out, "--resume"))
+    resumed = start("examples.train", *options(digits, out, *given, "--resume"))
     stdout, _ = resumed.communicate()
     assert len(stdout.splitlines()) == 3 - epochs
-    one, two = read(finished[0] / "last.ckpt"), read(out / "last.ckpt")
+    one, two = read(whole / "last.ckpt"), read(out / "last.ckpt")
     assert equal(one["state_dict"], two["state_dict"])
     assert equal(one["optimizer_states"][0]["state"], two["optimizer_states"][0]["state"])
-    assert equal(*(read(folder / "model.pt")["state_dict"] for folder in (finished[0], out)))
-    assert [row["val_loss"] for row in rows(out)] == [row["val_loss"] for row in rows(finished[0])]
+    assert equal(*(read(folder / "model.pt")["state_dict"] for folder in (whole, out)))
+    assert [row["val_loss"] for row in rows(out)] == [row["val_loss"] for row in rows(whole)]
 
 
 def equal(one: object, two: object) -> bool:
@@ -179,12 +187,9 @@ def test_two_processes_train_and_count_each_image_once(
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_processes_share_each_batch_of_one(epoch: int) -> None:
     def batches(rank: int, processes: int) -> list[list[tuple[int, int]]]:
-        shuffle = Shuffle(50, 8, 0, rank, processes)
+        shuffle = Shuffle(range(50), processes, rank, drop_last=True)  # type: ignore[arg-type]
         shuffle.set_epoch(epoch)
-        items = list(shuffle)
-        assert len(items) == len(shuffle)
-        size = 8 // processes
-        return [items[index : index + size] for index in range(0, len(items), size)]
+        return list(BatchSampler(shuffle, 8 // processes, drop_last=True))  # type: ignore
 
     alone, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
     assert len(alone) == len(first) == len(second) == 6
@@ -197,9 +202,15 @@ def test_an_augmentation_is_its_own_in_each_epoch_and_leaves_dropout_alone(digit
     module, _ = prepare(build_parser().parse_args(options(digits, digits / "none")))
     (digits / "none").rmdir()
     before = torch.get_rng_state()
-    first, again, other = (module.train_images[0, seed][0] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+
+    def first_image(epoch: int) -> torch.Tensor:
+        shuffle = Shuffle(module.train_images, 1, 0)
+        shuffle.set_epoch(epoch)
+        image: torch.Tensor = module.train_images[0, dict(shuffle)[0]][0]
+        return image
+
+    assert torch.equal(first_image(0), first_image(0))
+    assert not torch.equal(first_image(0), first_image(1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -362,6 +373,7 @@ def test_folders_that_cannot_be_trained_on_are_refused(
         ("--batch-size -1", "'-1' is not"),
         ("--batch-size 15 --devices 2", "15 is no multiple of 2 processes"),
         ("--batch-size 100", "more than train/'s 72 images"),
+        ("--batch-size 68 --devices 34", "33 images, too few for 34 processes"),
         ("--batch-size 1", "more than 1 value per channel"),
         ("--lr nan", "'nan' is not a number above 0"),
         ("--lr 0", "'0' is not a number above 0"),
