@@ -13,6 +13,7 @@ import copy
 import datetime
 import importlib.util
 import json
+import os
 import platform
 import re
 import sys
@@ -41,6 +42,7 @@ from resnet18 import ResNet18
 
 BASELINE = "torchvision"
 TRAINING_BATCH = 16
+A_TURN = 0.05  # seconds, one call at least
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Network = Callable[[Tensor], Tensor]
 
@@ -68,12 +70,11 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], budget: float) -> dict
         for name, call in calls.items()
     }
     once = {name: timeit.timeit(call, number=1) for name, call in calls.items()}
-    repeats = {name: max(1, round(0.05 / seconds)) for name, seconds in once.items()}
-    a_round = sum(once[name] * (repeats[name] + 2) for name in calls)  # Timer warms up with two
+    a_round = sum(seconds + max(seconds, A_TURN) for seconds in once.values())  # one to warm up
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(max(3, round(budget / a_round))):
         for name, timer in timers.items():
-            times[name].append(timer.timeit(repeats[name]).median)
+            times[name].append(timer.blocked_autorange(min_run_time=A_TURN).median)
     return times
 
 
@@ -89,9 +90,13 @@ def channels_last(model: AnyModule) -> AnyModule:
 
 
 def compiled(model: nn.Module) -> Network:
-    """Return the network compiled for any batch size, its weights frozen into the code."""
+    """Return the network compiled, its weights frozen into the code, as the README has it."""
     torch._inductor.config.freezing = True
-    network: Network = torch.compile(channels_last(model), dynamic=True)
+    torch._inductor.config.autotune_num_choices_displayed = 0
+    torch._inductor.config.max_autotune_report_choices_stats = False
+    # Convolutions gain from code for one batch size, large linear layers from code for any.
+    dynamic = False if isinstance(model, ResNet18) else None
+    network: Network = torch.compile(channels_last(model), mode="max-autotune", dynamic=dynamic)
     return network
 
 
@@ -373,6 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="draw time by batch and image size, about a minute more",
     )
     args = parser.parse_args(arguments)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, for all rows alike
     for path in (args.markdown, args.json, args.plot):
         if path and not path.parent.is_dir():
             parser.error(f"{path}: there is no folder {path.parent}")

@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit):  # Lightning turns one into the other
         return rank or parser.error("interrupted: --resume goes on after the last finished epoch")
     except RuntimeError as error:
-        if "gloo" not in str(error):
+        if "gloo" not in str(error) and "DataLoader worker (pid" not in str(error):
             raise
         return rank or parser.error("another process of this run has stopped")
     return 0

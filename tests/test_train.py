@@ -324,6 +324,17 @@ def test_a_terminal_gets_a_progress_bar_and_ctrl_c_one_line(digits: Path, tmp_pa
     assert stderr.count("\n") == 1, stderr
 
 
+def test_a_reader_that_is_killed_ends_the_run_with_one_line(digits: Path, tmp_path: Path) -> None:
+    process = start("examples.train", *options(digits, tmp_path / "run", "--epochs", "500"))
+    assert process.stdout
+    assert process.stdout.readline().startswith("epoch 1/500")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert stderr == "python -m examples.train: another process of this run has stopped\n"
+
+
 def test_compiled_weights_keep_their_names(digits: Path, tmp_path: Path) -> None:
     given = options(digits, tmp_path / "run", "--compile")
     network = prepare(build_parser().parse_args(given))[0].network
