@@ -341,6 +341,13 @@ def test_compiled_weights_keep_their_names(digits: Path, tmp_path: Path) -> None
     assert "conv1.weight" in network.state_dict()
 
 
+@pytest.mark.slow
+def test_a_compiled_run_ends_as_any_other(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert start("examples.train", *options(digits, out, "--compile", "--epochs", "1")).wait() == 0
+    assert load_file(out / "model.pt").classes == ["0", "1", "3"]
+
+
 def remove(path: Path) -> None:
     shutil.rmtree(path)
 
