@@ -122,7 +122,7 @@ def test_it_leaves_metrics_a_picture_checkpoints_and_the_best_weights(
 
 @pytest.mark.parametrize(
     ("model", "epochs"),  # finished when it is killed
-    [("resnet18", 0), ("resnet18", 1), ("alexnet", 1)],
+    [("resnet18", 0), ("resnet18", 1), pytest.param("alexnet", 1, marks=pytest.mark.slow)],
 )
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     model: str, epochs: int, finished: tuple[Path, str, str], digits: Path, tmp_path: Path
