@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from examples.command_line import CommandError
 from examples.images import DamagedImageError, ImageError, LabelledImages
 from examples.record import METRICS, AtomicCheckpoints, Record, find_checkpoint
-from examples.train_setup import build_network, build_parser, check_images, complete
+from examples.train_setup import build_network, build_parser, check_folders, complete
 from examples.weights import WeightsError
 
 MOMENTUM = 0.9
@@ -159,7 +159,7 @@ def prepare(args: Namespace) -> tuple[Training, Path | None]:
     val = LabelledImages(args.data / "val", v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
     augment = v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()
     train = val if args.evaluate else LabelledImages(args.data / "train", *augment)
-    check_images(args, train, val)
+    check_folders(args, train, val)
     torch.manual_seed(args.seed)
     network = build_network(args, val.classes).to(memory_format=torch.channels_last)
     if args.compile:

@@ -99,7 +99,7 @@ def complete(args: Namespace) -> None:
         args.workers = max(0, min(8, cores // devices - (not gpus)))  # a CPU trains as well
 
 
-def check_images(args: Namespace, train: LabelledImages, val: LabelledImages) -> None:
+def check_folders(args: Namespace, train: LabelledImages, val: LabelledImages) -> None:
     """Refuse folders of other classes or too few images.
 
     Raises:

@@ -189,6 +189,7 @@ def test_processes_share_each_batch_of_one(epoch: int) -> None:
     def batches(rank: int, processes: int) -> list[list[tuple[int, int]]]:
         shuffle = Shuffle(range(50), processes, rank, drop_last=True)  # type: ignore[arg-type]
         shuffle.set_epoch(epoch)
+        assert len(list(shuffle)) == len(shuffle)
         return list(BatchSampler(shuffle, 8 // processes, drop_last=True))  # type: ignore
 
     alone, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
