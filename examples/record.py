@@ -19,6 +19,8 @@ from examples.command_line import CommandError
 from examples.weights import read
 
 METRICS = ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
+# The options that a resumed run has to repeat.
+RECIPE = ("epochs", "batch_size", "lr", "label_smoothing", "image_size", "precision", "seed")
 
 
 class Record(Callback):
@@ -83,7 +85,9 @@ class Record(Callback):
             )
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(model=self.args.model, classes=self.classes, history=self.history)
+        options = {name: getattr(self.args, name) for name in RECIPE}
+        checkpoint.update(model=self.args.model, classes=self.classes, options=options)
+        checkpoint.update(history=self.history)
 
     def on_load_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
@@ -106,13 +110,17 @@ def find_checkpoint(args: Namespace, classes: list[str]) -> Path | None:
     if not args.resume:
         raise CommandError(f"{args.out} holds a run: add --resume, or name another with --out")
     saved = read(checkpoint)
-    if not isinstance(saved, dict) or not {"model", "classes", "history"} <= saved.keys():
+    if not isinstance(saved, dict) or not {"model", "options", "history"} <= saved.keys():
         raise CommandError(f"{checkpoint} was not written by this command")
     if saved["model"] != args.model:
         raise CommandError(f"{checkpoint} holds {saved['model']}, not {args.model}")
     if saved["classes"] != classes:
         theirs, ours = shorten(saved["classes"]), shorten(classes)
         raise CommandError(f"{checkpoint} is for the classes {theirs}, not {ours}")
+    for name, value in saved["options"].items():
+        if value != getattr(args, name):
+            option, given = name.replace("_", "-"), getattr(args, name)
+            raise CommandError(f"{args.out} holds a run with --{option} {value}, not {given}")
     if len(saved["history"]) >= args.epochs:
         raise CommandError(f"{args.out} has its {len(saved['history'])} epochs: nothing is left")
     return checkpoint

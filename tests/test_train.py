@@ -281,6 +281,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     checkpoint = read(out / "last.ckpt")
+    checkpoint["options"]["epochs"] = 4
     checkpoint["lr_schedulers"][0]["base_lrs"] = [1e30]
     checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = 1e30
     torch.save(checkpoint, out / "last.ckpt")
@@ -431,6 +432,9 @@ def test_values_that_make_no_sense_are_refused(
         ("013", "", "holds a run: add --resume"),
         ("013", "--resume", "has its 3 epochs"),
         ("013", "--resume --model alexnet --image-size 64", "holds resnet18, not alexnet"),
+        ("013", "--resume --epochs 4", "holds a run with --epochs 3, not 4"),
+        ("013", "--resume --lr 0.2", "holds a run with --lr 0.1, not 0.2"),
+        ("013", "--resume --image-size 64", "holds a run with --image-size 32, not 64"),
         ("015", "--resume", "is for the classes 0, 1, 3 (3), not 0, 1, 5 (3)"),
     ],
 )
