@@ -13,7 +13,6 @@ import copy
 import datetime
 import importlib.util
 import json
-import os
 import platform
 import re
 import sys
@@ -36,7 +35,13 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from alexnet import AlexNet
-from examples.command_line import ArgumentParser, default_device, device, positive_int
+from examples.command_line import (
+    ArgumentParser,
+    default_device,
+    device,
+    positive_int,
+    reuse_memory,
+)
 from examples.weights import MODELS
 from resnet18 import ResNet18
 
@@ -378,7 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="draw time by batch and image size, about a minute more",
     )
     args = parser.parse_args(arguments)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, for all rows alike
+    reuse_memory()  # for all rows alike
     for path in (args.markdown, args.json, args.plot):
         if path and not path.parent.is_dir():
             parser.error(f"{path}: there is no folder {path.parent}")

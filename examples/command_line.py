@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import math
 from typing import NoReturn
 
@@ -83,3 +84,15 @@ def fraction(text: str) -> float:
         if 0 <= float(text) < 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+
+
+def reuse_memory() -> None:
+    """Have freed memory used again by this process, where its C library is glibc.
+
+    By default glibc returns large tensors to the system, which clears each page of the next one.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, -1)
+        mallopt(mmap_max, 0)

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from examples.command_line import ArgumentParser, default_device, device, positive_int
+from examples.command_line import (
+    ArgumentParser,
+    default_device,
+    device,
+    positive_int,
+    reuse_memory,
+)
 from examples.images import ImageError, open_image
 from examples.weights import MODELS, Classifier, WeightsError, load_file, load_official
 from resnet18 import ResNet18
@@ -114,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
+    reuse_memory()
     try:
         if args.weights:
             classifier = load_file(args.weights, args.model)

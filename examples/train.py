@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
-from examples.command_line import CommandError
+from examples.command_line import CommandError, reuse_memory
 from examples.images import DamagedImageError, ImageError, LabelledImages
 from examples.record import METRICS, AtomicCheckpoints, Record, find_checkpoint
 from examples.train_setup import build_network, build_parser, check_folders, complete
@@ -170,6 +170,7 @@ def prepare(args: Namespace) -> tuple[Training, Path | None]:
 
 def run(args: Namespace) -> None:
     """Train or evaluate as the options say."""
+    reuse_memory()
     module, checkpoint = prepare(args)
     classes = module.val_images.classes
     ddp = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
