@@ -274,14 +274,18 @@ def markdown(results: list[Figure], machine: dict[str, str], limits: dict[str, f
 def machine(device: torch.device) -> dict[str, str]:
     """Return what a figure depends on: processor, versions, date."""
     processor = platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability()
     information = Path("/proc/cpuinfo")
+    if information.exists():
+        text = information.read_text()
+        named = re.search(r"model name\s*:\s*(.+)", text)
+        processor = named.group(1) if named else processor
+        instructions += ", AMX" if "amx_bf16" in text else ""  # what bfloat16 is fast with
+    processor = f"{processor} ({instructions})"
     if device.type == "cuda":
         processor = torch.cuda.get_device_name()
-    elif information.exists():
-        named = re.search(r"model name\s*:\s*(.+)", information.read_text())
-        processor = named.group(1) if named else processor
     return {
-        "processor": f"{processor} ({torch.backends.cpu.get_cpu_capability()})",
+        "processor": processor,
         "threads": f"{torch.get_num_threads()} threads",
         "torch": f"torch {torch.__version__}",
         "torchvision": f"torchvision {torchvision.__version__}",
