@@ -387,7 +387,6 @@ def main(arguments: list[str] | None = None) -> int:
         help="draw time by batch and image size, about a minute more",
     )
     args = parser.parse_args(arguments)
-    reuse_memory()  # for all rows alike
     for path in (args.markdown, args.json, args.plot):
         if path and not path.parent.is_dir():
             parser.error(f"{path}: there is no folder {path.parent}")
@@ -432,4 +431,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="torch")
+    reuse_memory()  # for all rows alike
     sys.exit(main())

@@ -120,7 +120,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
-    reuse_memory()
     try:
         if args.weights:
             classifier = load_file(args.weights, args.model)
@@ -150,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    reuse_memory()
     warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text

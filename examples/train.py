@@ -170,7 +170,6 @@ def prepare(args: Namespace) -> tuple[Training, Path | None]:
 
 def run(args: Namespace) -> None:
     """Train or evaluate as the options say."""
-    reuse_memory()
     module, checkpoint = prepare(args)
     classes = module.val_images.classes
     ddp = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -225,4 +224,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    reuse_memory()
     sys.exit(main())

@@ -307,6 +307,7 @@ def test_a_terminal_gets_a_progress_bar_and_ctrl_c_one_line(digits: Path, tmp_pa
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     given = options(digits, tmp_path / "run", "--epochs", "500")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     process = start("examples.train", *given, stdout=inside)
     os.close(inside)
     shown = b""
