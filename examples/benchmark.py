@@ -18,7 +18,6 @@ import re
 import sys
 import timeit
 import warnings
-from collections import defaultdict
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,22 +25,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Mapping, TypeVar
 
+import click
+import pandas as pd
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from alexnet import AlexNet
-from examples.command_line import (
-    ArgumentParser,
-    default_device,
-    device,
-    positive_int,
-    reuse_memory,
-)
+from examples.memory import reuse_memory
+from examples.options import Command, Device, FiniteRange
 from examples.weights import MODELS
 from resnet18 import ResNet18
 
@@ -95,7 +92,7 @@ def channels_last(model: AnyModule) -> AnyModule:
 
 
 def compiled(model: nn.Module) -> Network:
-    """Return the network compiled, its weights frozen into the code, as the README has it."""
+    """Return the network compiled, its weights frozen into the code, as docs/speed.md has it."""
     torch._inductor.config.freezing = True
     torch._inductor.config.autotune_num_choices_displayed = 0
     torch._inductor.config.max_autotune_report_choices_stats = False
@@ -133,7 +130,7 @@ def in_onnx_runtime(model: nn.Module, size: int) -> Network:
 
 
 def pair(name: str) -> tuple[nn.Module, AlexNet | ResNet18]:
-    """Return torchvision's network and the one here, with the same weights, for inference."""
+    """Return torchvision's network and ours, with the same weights, for inference."""
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name).eval()
     return theirs, MODELS[name].from_state_dict(theirs.state_dict()).eval()
@@ -148,12 +145,11 @@ def inference_networks(
     networks: dict[str, Network] = {
         BASELINE: theirs,
         "torchvision, channels-last": channels_last(theirs),
-        "here": ours,
-        "here, channels-last": channels_last(ours),
+        "ours": ours,
+        "ours, channels-last": channels_last(ours),
     }
-    best: AlexNet | ResNet18 = ours
     if isinstance(ours, ResNet18):
-        best = networks["here, fuse()"] = ours.fuse()
+        networks["ours, fused, channels-last"] = channels_last(fuse(ours))
         if installed("timm"):
             import timm
 
@@ -161,8 +157,8 @@ def inference_networks(
             peer.load_state_dict(theirs.state_dict())
             networks["timm"] = peer
     if not eager:
-        networks["here, fast path"] = compiled(best)
-        networks["here, fast path, bfloat16"] = in_bfloat16(compiled(best))
+        networks["ours, compiled"] = compiled(ours)
+        networks["ours, compiled, bfloat16"] = in_bfloat16(compiled(ours))
     if device.type == "cpu" and installed("onnxruntime", "onnxscript"):
         networks["ONNX Runtime"] = in_onnx_runtime(ours, size)
     networks["torchvision, channels-last, bfloat16"] = in_bfloat16(channels_last(theirs))
@@ -181,7 +177,7 @@ def inference(networks: dict[str, Network], images: Tensor) -> dict[str, Callabl
     """Return the forward pass of each network, having checked that all give the same logits.
 
     Raises:
-        ValueError: the logits of a network are not torchvision's.
+        click.ClickException: the logits of a network are not torchvision's.
     """
     batches = {
         name: images.to(memory_format=torch.channels_last) if "channels-last" in name else images
@@ -191,7 +187,8 @@ def inference(networks: dict[str, Network], images: Tensor) -> dict[str, Callabl
     for name, network in networks.items():
         difference = (network(batches[name]) - expected).abs().max() / expected.abs().max()
         if not difference < (0.1 if "bfloat16" in name else 1e-4):
-            raise ValueError(f"the logits of {name} differ by {difference:.1e} from torchvision's")
+            message = f"the logits of {name} differ by {difference:.1e} from torchvision's"
+            raise click.ClickException(message)
     return {name: partial(network, batches[name]) for name, network in networks.items()}
 
 
@@ -219,12 +216,12 @@ def training(name: str, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     return {
         BASELINE: training_step(copy.deepcopy(theirs), torch.float32, images),
         "torchvision, channels-last": training_step(channels_last(theirs), torch.float32, tiled),
-        "here": training_step(copy.deepcopy(ours), torch.float32, images),
-        "here, channels-last": training_step(channels_last(ours), torch.float32, tiled),
+        "ours": training_step(copy.deepcopy(ours), torch.float32, images),
+        "ours, channels-last": training_step(channels_last(ours), torch.float32, tiled),
         "torchvision, channels-last, bfloat16": (
             training_step(channels_last(theirs), torch.bfloat16, tiled)
         ),
-        "here, channels-last, bfloat16": training_step(channels_last(ours), torch.bfloat16, tiled),
+        "ours, channels-last, bfloat16": training_step(channels_last(ours), torch.bfloat16, tiled),
     }
 
 
@@ -255,19 +252,14 @@ def markdown(results: list[Figure], machine: dict[str, str], limits: dict[str, f
     """Return the figures as tables: a row for each implementation, a column for each batch size."""
     lines = [", ".join(machine.values())]
     lines += [f"Limit: {limit / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, limit in limits.items()]
-    tables: dict[tuple[str, str], dict[str, dict[int, Figure]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for figure in results:
-        tables[figure.model, figure.task][figure.implementation][figure.batch_size] = figure
-    for (model, task), rows in tables.items():
-        batch_sizes = list(rows[BASELINE])
+    table = pd.DataFrame(asdict(figure) for figure in results)
+    table["cell"] = [f"{f.seconds * 1e3:.1f}, {f.ratio:.2f}, {f.share:.0%}" for f in results]
+    table["batch"] = [f"batch {figure.batch_size}" for figure in results]
+    for (model, task), rows in table.groupby(["model", "task"], sort=False):
+        cells = rows.pivot(index="implementation", columns="batch", values="cell")
+        cells = cells.loc[rows["implementation"].unique(), rows["batch"].unique()]
         lines += ["", f"**{model}, {task}**: milliseconds, times torchvision, share of the limit"]
-        lines += ["", f"| | {' | '.join(f'batch {size}' for size in batch_sizes)} |"]
-        lines += ["|---|" + "---|" * len(batch_sizes)]
-        for name, row in rows.items():
-            cells = (f"{f.seconds * 1e3:.1f}, {f.ratio:.2f}, {f.share:.0%}" for f in row.values())
-            lines += [f"| {name} | {' | '.join(cells)} |"]
+        lines += ["", cells.rename_axis(index="").to_markdown()]
     return "\n".join(lines) + "\n"
 
 
@@ -299,10 +291,10 @@ def plot(path: Path, device: torch.device) -> None:
 
     picture = Picture(figsize=(9, 3.6), layout="constrained")
     by_batch, by_size = picture.subplots(1, 2)
-    for name, colour in (("alexnet", "tab:orange"), ("resnet18", "tab:blue")):
+    for name, color in (("alexnet", "tab:orange"), ("resnet18", "tab:blue")):
         theirs, ours = pair(name)
         theirs, ours = theirs.to(device), ours.to(device)
-        ours = ours.fuse() if isinstance(ours, ResNet18) else channels_last(ours)
+        fused = channels_last(fuse(ours))
         for axes, shapes, label in (
             (
                 by_batch,
@@ -316,16 +308,16 @@ def plot(path: Path, device: torch.device) -> None:
             ),
         ):
             say(f"{name}: time by {label}")
-            curves: dict[str, list[float]] = {"torchvision": [], "here": []}
+            curves: dict[str, list[float]] = {"torchvision": [], "ours": []}
             for batch, size in shapes:
                 images = torch.randn(batch, 3, size, size, device=device)
-                calls = {"torchvision": partial(theirs, images), "here": partial(ours, images)}
+                calls = {"torchvision": partial(theirs, images), "ours": partial(fused, images)}
                 for row, seconds in time_in_turns(calls, 1).items():
                     curves[row].append(median(seconds) * 1e3 / batch)
             ticks = [shape[axes is by_size] for shape in shapes]
-            for row, style in (("torchvision", "--"), ("here", "-")):
+            for row, style in (("torchvision", "--"), ("ours", "-")):
                 axes.plot(
-                    ticks, curves[row], style, color=colour, marker="o", label=f"{name}, {row}"
+                    ticks, curves[row], style, color=color, marker="o", label=f"{name}, {row}"
                 )
             axes.set(xlabel=label, ylabel="ms per image")
             axes.set_xticks(ticks)
@@ -340,96 +332,71 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Time what the arguments ask for, print it and write it; return the exit status."""
-    parser = ArgumentParser(
-        prog="examples.benchmark",
-        description="Time both networks beside torchvision, timm and ONNX Runtime.",
-    )
-    add = parser.add_argument
-    add(
-        "--models",
-        nargs="+",
-        choices=sorted(MODELS),
-        default=sorted(MODELS),
-        metavar="MODEL",
-        help="alexnet, resnet18 (default: both)",
-    )
-    add(
-        "--batch-sizes",
-        nargs="+",
-        type=positive_int,
-        default=[1, 8, 32],
-        metavar="N",
-        help="of inference (default: 1 8 32)",
-    )
-    add("--image-size", type=positive_int, default=224, metavar="N", help="default: 224")
-    add(
-        "--device",
-        type=device,
-        default=default_device(),
-        help="cpu or cuda (default: cuda where there is one)",
-    )
-    add("--eager", action="store_true", help="compile nothing; compiling needs a C++ compiler")
-    add(
-        "--seconds",
-        type=positive_int,
-        default=6,
-        metavar="N",
-        help="to time a table's column for, three rounds at least (default: 6)",
-    )
-    add("--markdown", type=Path, metavar="FILE", help="write the tables here too")
-    add("--json", type=Path, metavar="FILE", help="write every figure here")
-    add(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="draw time by batch and image size, about a minute more",
-    )
-    args = parser.parse_args(arguments)
-    for path in (args.markdown, args.json, args.plot):
+FILE = click.Path(path_type=Path)
+
+
+@click.command(cls=Command, context_settings={"show_default": True})
+@click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=MODELS)
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, type=click.IntRange(1), default=[1, 8, 32]
+)
+@click.option("--image-size", type=click.IntRange(63), default=224)
+@click.option("--device", type=Device(), default="cuda" if torch.cuda.is_available() else "cpu")
+@click.option("--eager", is_flag=True, help="Compile nothing; compiling needs a C++ compiler.")
+@click.option("--seconds", type=FiniteRange(0), default=6.0, help="To time a column for.")
+@click.option("--markdown", "markdown_file", type=FILE, help="Write the tables here too.")
+@click.option("--json", "json_file", type=FILE, help="Write every figure here.")
+@click.option("--plot", "plot_file", type=FILE, help="Draw time by batch and image size.")
+def main(
+    models: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    image_size: int,
+    device: torch.device,
+    eager: bool,
+    seconds: float,
+    markdown_file: Path | None,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Time both networks beside torchvision, timm and ONNX Runtime."""
+    warnings.filterwarnings("ignore", module="torch")
+    reuse_memory()  # for all rows alike
+    for path in (markdown_file, json_file, plot_file):
         if path and not path.parent.is_dir():
-            parser.error(f"{path}: there is no folder {path.parent}")
+            raise click.ClickException(f"{path}: there is no folder {path.parent}")
 
     say("limit: a product of two 2048 x 2048 matrices")
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    limits = {name: matrix_product_flops(dtype, args.device) for name, dtype in dtypes.items()}
+    limits = {name: matrix_product_flops(dtype, device) for name, dtype in dtypes.items()}
     results: list[Figure] = []
-    for model in args.models:
-        size = args.image_size
+    for model in models:
         with torch.no_grad():
             say(f"{model}, inference: building and compiling")
-            networks = inference_networks(model, size, args.device, args.eager)
-            for batch_size in args.batch_sizes:
-                images = torch.randn(batch_size, 3, size, size, device=args.device)
+            networks = inference_networks(model, image_size, device, eager)
+            for batch_size in batch_sizes:
+                images = torch.randn(batch_size, 3, image_size, image_size, device=device)
                 say(f"{model}, inference, batch {batch_size}: comparing logits")
-                try:
-                    calls = inference(networks, images)
-                except ValueError as error:
-                    parser.exit(1, f"{parser.prog}: {model}: {error}\n")
+                calls = inference(networks, images)
                 say(f"{model}, inference, batch {batch_size}: timing")
-                results += figures(model, "inference", calls, batch_size, limits, args.seconds)
+                results += figures(model, "inference", calls, batch_size, limits, seconds)
             del networks, calls
         say(f"{model}, training step, batch {TRAINING_BATCH}: timing")
-        images = torch.randn(TRAINING_BATCH, 3, size, size, device=args.device)
+        images = torch.randn(TRAINING_BATCH, 3, image_size, image_size, device=device)
         steps = training(model, images)
-        results += figures(model, "training step", steps, TRAINING_BATCH, limits, args.seconds)
+        results += figures(model, "training step", steps, TRAINING_BATCH, limits, seconds)
 
-    here = machine(args.device)
+    here = machine(device)
     tables = markdown(results, here, limits)
-    print(tables, end="")
-    if args.markdown:
-        args.markdown.write_text(tables, encoding="utf-8")
-    if args.json:
+    click.echo(tables, nl=False)
+    if markdown_file:
+        markdown_file.write_text(tables, encoding="utf-8")
+    if json_file:
         report = {"machine": here, "limits": limits, "figures": [asdict(f) for f in results]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if args.plot:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if plot_file:
         with torch.inference_mode():
-            plot(args.plot, args.device)
-    return 0
+            plot(plot_file, device)
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", module="torch")
-    reuse_memory()  # for all rows alike
-    sys.exit(main())
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -12,12 +13,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 
-class ImageError(Exception):
+class ImageError(click.ClickException):
     """A file or folder that is not what it should be; the message is one line that says why."""
 
-
-class DamagedImageError(ImageError):
-    """An image among others that cannot be decoded; the message names it."""
+    def format_message(self) -> str:  # a process that loads images puts its traceback above
+        return self.message.splitlines()[-1].split("ImageError: ")[-1]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -27,7 +27,7 @@ def open_image(path: Path) -> Image.Image:
         ImageError: the file cannot be read or decoded whole, or is too large to be decoded.
     """
     if path.is_dir():
-        raise ImageError("a folder with no files in it")
+        raise ImageError(f"{path}: a folder with no files in it")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
@@ -39,21 +39,19 @@ def open_image(path: Path) -> Image.Image:
                 return Image.alpha_composite(white, clear).convert("RGB")
             return upright.convert("RGB")
     except UnidentifiedImageError as error:
-        raise ImageError("not an image in a format that Pillow reads") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from error
+        raise ImageError(f"{path}: not an image in a format that Pillow reads") from error
     except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
+        raise ImageError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # decoders raise all sorts at damaged files
-        raise ImageError(f"damaged: {error}") from error
+        raise ImageError(f"{path}: {error}") from error
 
 
-class LabelledImages(ImageFolder):  # type: ignore[misc]
+class LabeledImages(ImageFolder):  # type: ignore[misc]
     """The images in `folder/<class>/`; an item's seed decides its augmentation in any process.
 
     Raises:
-        ImageError: there is no such folder, or it has no class or a class without images.
-        DamagedImageError: an image cannot be decoded.
+        ImageError: there is no such folder, or it has no class or a class without images; or an
+            image cannot be decoded.
     """
 
     def __init__(self, folder: Path, *transforms: Any) -> None:
@@ -66,10 +64,7 @@ class LabelledImages(ImageFolder):  # type: ignore[misc]
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         (path, label), seed = self.samples[item[0]], item[1]
-        try:
-            image = open_image(Path(path))
-        except ImageError as error:
-            raise DamagedImageError(f"{path} cannot be decoded: replace or delete it") from error
+        image = open_image(Path(path))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image), label  # (3, H, W), bytes

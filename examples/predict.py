@@ -2,7 +2,7 @@
 
 python -m examples.predict photo.jpg
 python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
-python -m examples.predict --weights model.pt photo.jpg
+python -m examples.predict --weights run/model.pt photo.jpg
 """
 
 from __future__ import annotations
@@ -11,54 +11,44 @@ import json
 import os
 import sys
 import warnings
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Iterable, Iterator, Tuple, Union
+from typing import Iterable, Iterator
 
+import click
 import torch
 from torch import Tensor
+from torch.fx.experimental.optimization import fuse
 from torch.utils.data import DataLoader, Dataset
 
-from examples.command_line import (
-    ArgumentParser,
-    default_device,
-    device,
-    positive_int,
-    reuse_memory,
-)
 from examples.images import ImageError, open_image
-from examples.weights import MODELS, Classifier, WeightsError, load_file, load_official
-from resnet18 import ResNet18
+from examples.memory import reuse_memory
+from examples.options import Command, Device
+from examples.weights import MODELS, Classifier, load_file, load_official
 
-Sample = Tuple[Path, Union[Tensor, ImageError]]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Photographs(Dataset[Sample]):
+class Photographs(Dataset[tuple[Path, "Tensor | ImageError"]]):
     """Files as the classifier wants them: (path, image (3, H, W)), or (path, what is wrong)."""
 
     def __init__(self, files: list[Path], classifier: Classifier) -> None:
-        self.files = files
-        self.preprocess = classifier.preprocessing()
+        self.files, self.preprocess = files, classifier.preprocessing()
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Sample:
-        path = self.files[index]
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | ImageError]:
         try:
-            return path, self.preprocess(open_image(path))
+            return self.files[index], self.preprocess(open_image(self.files[index]))
         except ImageError as error:
-            return path, error
+            return self.files[index], error
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the files among `paths` and, in order of name, those in the folders among them."""
     for path in paths:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
-            yield from files or [path]
-        else:
-            yield path
+        files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
+        yield from files or [path]
 
 
 def give_way(worker: int) -> None:
@@ -69,14 +59,11 @@ def give_way(worker: int) -> None:
 
 @torch.inference_mode()
 def predict(
-    classifier: Classifier, files: list[Path], device: torch.device, batch_size: int
+    classifier: Classifier, files: list[Path], device: torch.device, batch_size: int, precision: str
 ) -> Iterator[tuple[Path, Tensor | ImageError]]:
     """Yield each file with the probabilities (num_classes,) of its classes, or what is wrong."""
-    model = classifier.model.eval()
-    if isinstance(model, ResNet18):
-        model = model.fuse()
-    model = model.to(device).to(memory_format=torch.channels_last)
-    batches = DataLoader(
+    model = fuse(classifier.model.eval()).to(memory_format=torch.channels_last).to(device)
+    batches: Iterable[list[tuple[Path, Tensor | ImageError]]] = DataLoader(
         Photographs(files, classifier),
         batch_size=batch_size,
         num_workers=min(os.cpu_count() or 1, len(files) // 16),  # few files: not worth a process
@@ -86,77 +73,48 @@ def predict(
     for batch in batches:
         images = [image for _, image in batch if isinstance(image, Tensor)]
         if images:
-            logits = model(torch.stack(images).to(device))  # (N, num_classes)
-            probabilities = iter(logits.softmax(1).cpu())
+            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
+                logits = model(torch.stack(images).to(device))  # (N, num_classes)
+            probabilities = iter(logits.float().softmax(1).cpu())
         for path, image in batch:
             yield path, next(probabilities) if isinstance(image, Tensor) else image
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the likeliest classes of each image; return the exit status, 1 if any was bad."""
-    parser = ArgumentParser(prog="examples.predict", description="Name what is in photographs.")
-    add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder of images")
-    add("--model", choices=sorted(MODELS), help="the network (default: resnet18)")
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="default: official ImageNet weights, fetched once",
-    )
-    add("--top", type=positive_int, default=5, metavar="K", help="classes to print (default: 5)")
-    add(
-        "--device",
-        type=device,
-        default=default_device(),
-        help="cpu or cuda (default: cuda if there is one)",
-    )
-    add(
-        "--batch-size",
-        type=positive_int,
-        default=32,
-        metavar="N",
-        help="images at a time (default: 32)",
-    )
-    add("--json", action="store_true", help="print one JSON object per image")
-    args = parser.parse_args(arguments)
-    try:
-        if args.weights:
-            classifier = load_file(args.weights, args.model)
-        else:
-            classifier = load_official(args.model or "resnet18")
-    except WeightsError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-
-    status = 0
-    files = list(find_files(args.paths))
-    for path, result in predict(classifier, files, args.device, args.batch_size):
+@click.command(cls=Command, context_settings={"show_default": True})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", type=click.Choice(sorted(MODELS)), help="[default: resnet18]")
+@click.option("--weights", type=click.Path(path_type=Path), help="[default: official ImageNet's]")
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes to print.")
+@click.option("--device", type=Device(), default="cuda" if torch.cuda.is_available() else "cpu")
+@click.option("--precision", type=click.Choice(sorted(DTYPES)), default="float32")
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Images at a time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
+def main(
+    paths: list[Path], model: str, weights: Path | None, top: int, as_json: bool, **how: object
+) -> None:
+    """Print the likeliest classes of each image, or of each image in a folder, at PATHS."""
+    reuse_memory()
+    warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
+    classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
+    bad = False
+    for path, result in predict(classifier, list(find_files(paths)), **how):  # type: ignore
         if isinstance(result, ImageError):
-            print(f"{parser.prog}: {path}: {result}", file=sys.stderr)
-            status = 1
+            result.show()
+            bad = True
             continue
-        top = result.topk(min(args.top, len(result)))
+        best = result.topk(min(top, len(result)))
         ranking = [
             {"class": classifier.classes[index], "index": index, "probability": probability}
-            for probability, index in zip(top.values.tolist(), top.indices.tolist())
+            for probability, index in zip(best.values.tolist(), best.indices.tolist())
         ]
-        if args.json:
-            print(json.dumps({"file": str(path), "predictions": ranking}), flush=True)
+        if as_json:
+            click.echo(json.dumps({"file": str(path), "predictions": ranking}))
         else:
             lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in ranking]
-            print("\n".join([str(path), *lines]), flush=True)
-    return status
+            click.echo("\n".join([str(path), *lines]))
+    sys.exit(bad)
 
 
 if __name__ == "__main__":
-    reuse_memory()
-    warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    main()

@@ -1,139 +1,44 @@
 """Train, fine-tune or evaluate AlexNet or ResNet-18 on a folder of images.
 
-The images are in `DATA/train/<class>/` and `DATA/val/<class>/`. The loop, the devices and the
-processes are Lightning's; the recipe, SGD with random crops and flips, is the papers'.
+    python -m examples.train DATA --model resnet18 --epochs 30
+    python -m examples.train DATA --weights run/model.pt --evaluate
+    torchrun --nproc-per-node 4 -m examples.train DATA
+
+The images are in `DATA/train/<class>/` and `DATA/val/<class>/`. The recipe is the papers': SGD with
+momentum, weight decay, random crops and flips.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import os
-import sys
-import warnings
-from argparse import Namespace
+import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator
 
+import click
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from lightning_fabric import Fabric
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, DistributedSampler
-from torchmetrics import MeanMetric
 from torchvision.transforms import v2
+from tqdm import tqdm
 
-from examples.command_line import CommandError, reuse_memory
-from examples.images import DamagedImageError, ImageError, LabelledImages
-from examples.record import METRICS, AtomicCheckpoints, Record, find_checkpoint
-from examples.train_setup import build_network, build_parser, check_folders, complete
-from examples.weights import WeightsError
+from examples.images import LabeledImages
+from examples.memory import reuse_memory
+from examples.options import Command, FiniteRange, processes_that_die, said_once
+from examples.weights import MODELS, load_file, load_official, official_weights, read
 
-MOMENTUM = 0.9
+LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
-WARMUP = 0.05  # of all steps
 SMALLEST_CROP = 0.35  # of an image; the usual 0.08 wants many epochs
-
-
-class Training(LightningModule):
-    """A network, the images it learns from, and how."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, network: nn.Module, train: LabelledImages, val: LabelledImages, args: Namespace
-    ) -> None:
-        super().__init__()
-        self.network, self.train_images, self.val_images, self.args = network, train, val, args
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in METRICS})
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255  # ImageNet's
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map bytes (N, 3, H, W) to logits (N, num_classes)."""
-        images = images.contiguous(memory_format=torch.channels_last).float()
-        logits: Tensor = self.network(images.sub_(self.mean).div_(self.std))
-        return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing)
-        self.log("loss", loss, prog_bar=True)
-        self.note(train_loss=loss, train_top1=100 * (logits.argmax(1) == labels))
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        images, labels = batch
-        logits = self(images).float()
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
-        self.note(val_loss=losses, val_top1=100 * hits[:, 0], val_top5=100 * hits.any(1))
-
-    def note(self, **values: Tensor) -> None:
-        """Add a batch's values to the means over the epoch's images in all processes."""
-        for name, value in values.items():
-            mean: Any = self.means[name]
-            mean.update(value.detach().float())
-            self.log(name, mean, on_step=False, on_epoch=True)
-
-    def configure_optimizers(self) -> Any:
-        # Lightning's own estimate would start the workers before a checkpoint tells the epoch.
-        steps: int = len(self.train_images) // self.args.batch_size * self.args.epochs
-        warmup = max(1, round(WARMUP * steps))
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self.args.lr * self.args.batch_size / 256,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAYS[self.args.model],
-            fused=True,
-        )
-
-        def factor(step: int) -> float:  # linear, then a half cosine
-            done = (step - warmup) / max(1, steps - warmup)
-            return min((step + 1) / (warmup + 1), (1 + math.cos(math.pi * max(0, done))) / 2)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        rank, processes, seed = self.global_rank, self.trainer.world_size, self.args.seed
-        sampler = Shuffle(self.train_images, processes, rank, seed=seed, drop_last=True)
-        sampler.set_epoch(self.epochs_done())  # Lightning does so too late for a resumed run
-        return self.loader(self.train_images, sampler)
-
-    def val_dataloader(self) -> DataLoader[Any]:  # no padding: each image is counted once
-        share = range(self.global_rank, len(self.val_images), self.trainer.world_size)
-        return self.loader(self.val_images, [(index, 0) for index in share])
-
-    def loader(self, images: LabelledImages, sampler: Any) -> DataLoader[Any]:
-        return DataLoader(
-            images,
-            batch_size=self.args.batch_size // self.trainer.world_size,
-            sampler=sampler,
-            num_workers=self.args.workers,
-            persistent_workers=self.args.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=isinstance(sampler, Shuffle),
-            generator=torch.Generator(),  # the global one is dropout's
-        )
-
-    def epochs_done(self) -> int:  # current_epoch is behind where a run resumes
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return int(progress.processed)
-
-    def on_train_epoch_start(self) -> None:  # so that a resumed run repeats what is random
-        torch.manual_seed(mix(self.args.seed, self.epochs_done(), self.global_rank))
-
-    def on_validation_epoch_start(self) -> None:
-        if self.trainer.world_size > 1:  # batch norm, as each process has seen other images
-            for buffer in filter(torch.is_floating_point, self.network.buffers()):
-                buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
+NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
 
 class Shuffle(DistributedSampler[Any]):
@@ -148,81 +53,255 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def prepare(args: Namespace) -> tuple[Training, Path | None]:
-    """Return what is to be trained, and the checkpoint to go on from; fill in the options.
-
-    Raises:
-        CommandError, ImageError, WeightsError: options, images and weights do not fit each other.
-    """
-    complete(args)
-    size = args.image_size
-    val = LabelledImages(args.data / "val", v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
+def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
+    """Return the images to train on and those to validate on, all of size x size."""
     augment = v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()
-    train = val if args.evaluate else LabelledImages(args.data / "train", *augment)
-    check_folders(args, train, val)
-    torch.manual_seed(args.seed)
-    network = build_network(args, val.classes).to(memory_format=torch.channels_last)
-    if args.compile:
-        network.compile()  # in place: the weights keep their names
-    module = Training(network, train, val, args)
-    return module, None if args.evaluate else find_checkpoint(args, val.classes)
+    train = LabeledImages(data / "train", *augment)
+    val = LabeledImages(data / "val", v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
+    if train.classes != val.classes:
+        lone = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
+        raise click.ClickException(f"of train/ and val/ in {data} only one has the class {lone}")
+    return train, val
 
 
-def run(args: Namespace) -> None:
-    """Train or evaluate as the options say."""
-    module, checkpoint = prepare(args)
-    classes = module.val_images.classes
-    ddp = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    bar = [TQDMProgressBar(refresh_rate=10)] if sys.stdout.isatty() else []
-    trainer = Trainer(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=args.devices,
-        num_nodes=args.nodes,
-        strategy=ddp if args.processes > 1 else "auto",
-        precision=args.precision,
-        max_epochs=args.epochs,
-        plugins=[AtomicCheckpoints()],
-        callbacks=[Record(args, classes), *bar],
-        enable_progress_bar=bool(bar),
-        enable_checkpointing=False,  # Record saves
-        enable_model_summary=False,
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        benchmark=True,
-    )
-    if not args.evaluate:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        return
-    [result] = trainer.validate(module, verbose=False)
-    module.print(
-        f"top-1 {result['val_top1']:.3f} %, top-{min(5, len(classes))} {result['val_top5']:.3f} % "
-        f"of {len(module.val_images):,} images"
-    )
+def load_network(options: dict[str, Any], classes: list[str], new_head: bool) -> Any:
+    """Return the network to start from, with a new head where the classes differ."""
+    if not (options["weights"] or options["pretrained"]):
+        return MODELS[options["model"]](num_classes=len(classes))
+    weights, model = options["weights"], options["model"]
+    start = load_file(Path(weights), model) if weights else load_official(model)
+    options["model"] = start.name
+    # ImageNet's categories and bare numbers are not what the folders of classes are called.
+    unnamed = [str(index) for index in range(len(start.classes))]
+    nameless = start.classes in (official_weights(start.name).meta["categories"], unnamed)
+    if start.classes != classes and not (nameless and len(start.classes) == len(classes)):
+        if not new_head:
+            ours, theirs = (f"{', '.join(c[:3])}, … ({len(c)})" for c in (classes, start.classes))
+            raise click.ClickException(f"val/ has the classes {ours}, the weights are for {theirs}")
+        head = {"alexnet": "fc3", "resnet18": "fc"}[start.name]
+        setattr(start.model, head, getattr(MODELS[start.name](len(classes)), head))
+    return start.model
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    for part in "pytorch", "fabric":
-        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")  # advice to whoever writes the loop
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))  # unset before the launch
+def check_sizes(options: dict[str, Any], images: int | None) -> None:
+    """Refuse batches that cannot be had, and images that the network is too large for."""
+    batch_size, processes, size = options["batch_size"], options["devices"], options["image_size"]
+    if batch_size % processes:
+        raise click.ClickException(f"--batch-size {batch_size} is no multiple of {processes}")
+    if images is not None and images < batch_size:
+        raise click.ClickException(f"--batch-size {batch_size} is more than {images} images")
     try:
-        run(args)
-    except DamagedImageError as error:  # one process meets it; a worker puts its traceback above it
-        parser.error(str(error).splitlines()[-1].split("DamagedImageError: ")[-1])
-    except (CommandError, ImageError, WeightsError, OSError) as error:
-        return rank or parser.error(str(error))
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns one into the other
-        return rank or parser.error("interrupted: --resume goes on after the last finished epoch")
-    except RuntimeError as error:
-        if "gloo" not in str(error) and "DataLoader worker (pid" not in str(error):
-            raise
-        return rank or parser.error("another process of this run has stopped")
-    return 0
+        with torch.device("meta"):
+            network = MODELS[options["model"]]().train(images is not None)
+            network(torch.empty(batch_size // processes, 3, size, size))
+    except (RuntimeError, ValueError) as error:
+        raise click.ClickException(f"--image-size {size} is too small: {error}") from error
+
+
+def load_checkpoint(out: Path, options: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Return what a run with the same options left in `out` to go on from."""
+    if not (out / "last.ckpt").exists():  # nor has a run one that was killed in its first epoch
+        return {"rows": []}
+    if not resume:
+        raise click.ClickException(f"{out} holds a run: add --resume, or name another with --out")
+    saved: dict[str, Any] = read(out / "last.ckpt")
+    for name, before in saved["options"].items():  # each of them changes the result
+        if options[name] != before:
+            option = f"--{name.replace('_', '-')} {before}, not {options[name]}"
+            raise click.ClickException(f"{out} holds a run with {option}")
+    return saved
+
+
+def train_epoch(
+    fabric: Fabric, model: Any, optimizer: Any, schedule: Any, batches: Any, label_smoothing: float
+) -> dict[str, float]:
+    """Train for an epoch; return the mean loss, top-1 in percent and images per second."""
+    model.train()
+    start, hits, count, losses = time.perf_counter(), torch.zeros((), device=fabric.device), 0, []
+    for step, (images, labels) in enumerate(batches, 1):
+        images, labels = fabric.to_device((images, labels))
+        logits = model(NORMALIZE(images.float()).contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        hits += (logits.argmax(1) == labels).sum()
+        count += len(labels) * fabric.world_size
+        if step % 50 == 0 or step == len(batches):  # seldom, as a GPU has to be waited for
+            means: Any = fabric.all_reduce(torch.stack(losses), reduce_op="mean")
+            for index in (~means.isfinite()).nonzero()[:1].flatten().tolist():
+                bad_step = schedule.last_epoch - step + index + 1
+                message = f"the loss became {means[index]:g} at step {bad_step}: try a smaller --lr"
+                with said_once(fabric.global_rank):
+                    raise click.ClickException(message)
+    all_hits: Any = fabric.all_reduce(hits, reduce_op="sum")
+    speed = count / (time.perf_counter() - start)
+    return {
+        "train_loss": means.mean().item(),
+        "train_top1": 100 * all_hits.item() / count,
+        "images_per_second": speed,
+    }
+
+
+@torch.no_grad()
+def validate(fabric: Fabric, network: Any, batches: Any) -> dict[str, float]:
+    """Return the mean loss and top-1 and top-5 in percent, each image counted once."""
+    network.eval()
+    for buffer in filter(torch.is_floating_point, network.buffers()):
+        buffer.copy_(fabric.all_reduce(buffer, reduce_op="mean"))  # each process saw other images
+    total: Any = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+    for images, labels in batches:
+        images, labels = fabric.to_device((images, labels))
+        images = NORMALIZE(images.float()).contiguous(memory_format=torch.channels_last)
+        with fabric.autocast():
+            logits = network(images).float()
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        total += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.ones_like(labels).sum()])
+    total = fabric.all_reduce(total, reduce_op="sum")
+    loss, top1, top5 = (total[:3] / total[3]).tolist()
+    return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5}
+
+
+def save(out: Path, rows: list[dict[str, float]], model: Any, checkpoint: Any) -> None:
+    """Leave an epoch's results in `out`, each file written beside its place and then moved there.
+
+    The checkpoint comes last: killed before it is there, a resumed run repeats the epoch.
+    """
+    table = pd.DataFrame(rows).set_index("epoch")
+    pairs: Any = [("train_loss", "val_loss"), ("train_top1", "val_top1")]
+    axes: Any = table[[*pairs[0], *pairs[1]]].plot(subplots=pairs, style=".-", figsize=(6, 7))
+    files: dict[str, Any] = {
+        "metrics.csv": table.to_csv,
+        "curves.png": partial(axes[0].figure.savefig, format="png"),
+    }
+    if table["val_top1"].idxmax() == len(rows):  # the first of the best
+        files["model.pt"] = partial(torch.save, model)
+    files["last.ckpt"] = partial(torch.save, checkpoint)
+    for name, write in files.items():
+        temporary = out / f"{name}.tmp"
+        try:
+            write(temporary)
+            os.replace(temporary, out / name)
+        except (OSError, RuntimeError) as error:  # torch.save's, where the disk is full
+            temporary.unlink(missing_ok=True)
+            raise click.ClickException(f"cannot write {out / name}: {error}") from error
+
+
+@click.command(cls=Command, context_settings={"show_default": True})
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Choice(sorted(MODELS)), help="[default: resnet18]")
+@click.option("--pretrained", is_flag=True, help="Start from the official ImageNet weights.")
+@click.option("--weights", type=click.Path(), help="Start from the weights in a file.")
+@click.option("--evaluate", is_flag=True, help="Only print the accuracy on val/.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch in --out.")
+@click.option("--out", type=click.Path(path_type=Path), default="run", help="Folder for results.")
+@click.option("--epochs", type=click.IntRange(1), default=90)
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Of all processes together.")
+@click.option("--lr", type=FiniteRange(0, min_open=True), help="For 256 images.")
+@click.option("--label-smoothing", type=FiniteRange(0, 1, max_open=True), default=0.0)
+@click.option("--image-size", type=click.IntRange(1), default=224)
+@click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), default="32")
+@click.option("--workers", type=click.IntRange(0), default=1, help="Processes that read images.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--devices", type=click.IntRange(1), help="Processes.  [default: 1 or torchrun's]")
+@click.option("--compile", is_flag=True, help="Compile the network.")
+def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **options: Any) -> None:
+    """Train, fine-tune or evaluate a network on the folder DATA.
+
+    DATA holds train/<class>/<image> and val/<class>/<image>.
+    """
+    reuse_memory()
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    if rank:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was stopped
+    with said_once(rank):
+        if (options["weights"] and options["pretrained"]) or (evaluate and resume):
+            either = "either --weights or --pretrained, either --evaluate or --resume"
+            raise click.ClickException(either)
+        if evaluate and not (options["weights"] or options["pretrained"]):
+            raise click.ClickException("--evaluate needs --pretrained or --weights FILE")
+        options["devices"] = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
+        options["model"] = options["model"] or (None if options["weights"] else "resnet18")
+        torch.manual_seed(options["seed"])
+        train, val = load_images(data, options["image_size"])
+        network = load_network(options, train.classes, new_head=not evaluate)
+        check_sizes(options, None if evaluate else len(train))
+        options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
+        files = "\n".join(str(Path(path).relative_to(data)) for path, _ in train.samples)
+        options["data"] = hashlib.sha256(files.encode()).hexdigest()
+        if not evaluate:
+            checkpoint = load_checkpoint(out, options, resume)
+            out.mkdir(parents=True, exist_ok=True)
+
+    processes, epochs = options["devices"], options["epochs"]
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        strategy="ddp" if processes > 1 else "auto",
+        precision=options["precision"],
+    )
+    fabric.launch()
+    rank = fabric.global_rank
+    loader: Any = partial(
+        DataLoader,
+        batch_size=options["batch_size"] // processes,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the global one is dropout's
+    )
+    val_batches = loader(val, sampler=[(index, 0) for index in range(rank, len(val), processes)])
+    network = network.to(memory_format=torch.channels_last).to(fabric.device)
+    if evaluate:
+        with processes_that_die(fabric.strategy):
+            row = validate(fabric, network, val_batches)
+        accuracy = f"top-1 {row['val_top1']:.3f} %, top-5 {row['val_top5']:.3f} %"
+        fabric.print(f"{accuracy} of {len(val):,} images")
+        return
+
+    shuffle = Shuffle(train, processes, rank, seed=options["seed"], drop_last=True)
+    train_batches = loader(train, sampler=shuffle, drop_last=True)
+    lr, decay = options["lr"] * options["batch_size"] / 256, WEIGHT_DECAYS[options["model"]]
+    optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
+    steps = len(train) // options["batch_size"] * epochs
+    schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    for name in parts.keys() & checkpoint.keys():
+        parts[name].load_state_dict(checkpoint[name])
+    if options["compile"]:
+        network.compile()  # in place: the weights keep their names
+    model, optimizer = fabric.setup(network, optimizer)
+
+    rows = checkpoint["rows"]
+    for epoch in range(len(rows) + 1, epochs + 1):
+        shuffle.set_epoch(epoch)
+        torch.manual_seed(mix(options["seed"], epoch, rank))  # dropout's, in a resumed run as well
+        title, hidden = f"epoch {epoch}/{epochs}", rank > 0 or None  # None: unless on a terminal
+        scale = {"unit": " images", "unit_scale": options["batch_size"]}
+        bar: Any = tqdm(train_batches, title, leave=False, disable=hidden, **scale)
+        with processes_that_die(fabric.strategy):
+            row = {"epoch": epoch}
+            row |= train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
+            row |= validate(fabric, network, val_batches)
+        rows.append(row)
+        if rank == 0:
+            about = {"model": options["model"], "classes": train.classes}
+            about |= {"image_size": options["image_size"]}
+            weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            save(
+                out,
+                rows,
+                {**about, "state_dict": weights},
+                {**state, "options": options, "rows": rows},
+            )
+            click.echo(f"{title}: " + ", ".join(f"{key} {row[key]:.2f}" for key in list(row)[1:]))
 
 
 if __name__ == "__main__":
-    reuse_memory()
-    sys.exit(main())
+    main()

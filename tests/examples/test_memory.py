@@ -1,17 +1,18 @@
-"""The commands use freed memory again, where glibc would return it to the system."""
+"""The commands reuse freed memory, where glibc would return it to the system."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 COUNT_PAGES = """
 import resource
 import torch
-from examples.command_line import reuse_memory
+from examples.memory import reuse_memory
 from resnet18 import ResNet18
 
 {first}
@@ -27,7 +28,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def pages_cleared(first: str) -> int:
     """Return how many pages the system had to provide for a third forward pass."""
     command = [sys.executable, "-c", COUNT_PAGES.format(first=first)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return int(result.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is a property of glibc")

@@ -9,24 +9,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.cbook
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 
-from examples import predict, weights
 from tests.oracle import oracle
 
-ROOT = Path(__file__).parent.parent
+pytest.importorskip("click")
+cbook = pytest.importorskip("matplotlib.cbook")
+
+from click.testing import CliRunner  # noqa: E402
+
+from examples import predict, weights  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
 OFFICIAL_FILES = {"alexnet": "alexnet-owt-7be5be79.pth", "resnet18": "resnet18-f37072fd.pth"}
 
 
 @pytest.fixture(scope="session")
 def photograph() -> Image.Image:
     """A photograph of Grace Hopper, 512 x 600, from matplotlib's sample data."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
         return Image.open(file).convert("RGB")
 
 
@@ -55,19 +60,11 @@ def cached(torch_home, monkeypatch):
     return torch_home / "hub" / "checkpoints"
 
 
-@pytest.fixture
-def command(capsys):
+def command(*arguments: object) -> tuple[int, list[str], list[str]]:
     """Run the command in this process; return its status, the lines it printed, and its errors."""
-
-    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
-        try:
-            status = predict.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        output, errors = capsys.readouterr()
-        return status, output.splitlines(), errors.splitlines()
-
-    return run
+    result = CliRunner().invoke(predict.main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout.splitlines(), result.stderr.splitlines()
 
 
 def probabilities(name: str, image: Image.Image) -> torch.Tensor:
@@ -80,7 +77,7 @@ def probabilities(name: str, image: Image.Image) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OFFICIAL_FILES)
 @pytest.mark.parametrize("source", ["cache", "file"])
-def test_the_classes_are_torchvisions(name, source, photo, photograph, cached, command):
+def test_the_classes_are_torchvisions(name, source, photo, photograph, cached):
     where = ["--weights", cached / OFFICIAL_FILES[name]] if source == "file" else []
     status, lines, errors = command(photo, "--model", name, "--json", *where)
     assert (status, errors) == (0, [])
@@ -111,7 +108,7 @@ def test_the_table_names_file_classes_and_percentages(photo, photograph, cached)
     assert percentages == pytest.approx([100 * p for p in expected.values.tolist()], abs=0.01)
 
 
-def test_folders_are_searched_and_batches_keep_the_order(photograph, tmp_path, cached, command):
+def test_folders_are_searched_and_batches_keep_the_order(photograph, tmp_path, cached):
     (tmp_path / "b" / "deep").mkdir(parents=True)
     paths = [tmp_path / "b" / f"{index:02}.png" for index in range(33)] + (
         [tmp_path / "b" / "deep" / "last.png", tmp_path / "a.png"]
@@ -152,7 +149,7 @@ def transparent(image: Image.Image) -> tuple[Image.Image, dict[str, object]]:
 @pytest.mark.parametrize(
     "file, make, seen",
     [
-        ("grey.png", lambda i: (i.convert("L"), {}), lambda i: i.convert("L").convert("RGB")),
+        ("gray.png", lambda i: (i.convert("L"), {}), lambda i: i.convert("L").convert("RGB")),
         ("16bit.png", with_16_bits, lambda i: i.convert("L").convert("RGB")),
         ("palette.png", lambda i: (i.convert("P"), {}), lambda i: i.convert("P").convert("RGB")),
         ("cmyk.tif", lambda i: (i.convert("CMYK"), {}), lambda i: i),
@@ -161,7 +158,7 @@ def transparent(image: Image.Image) -> tuple[Image.Image, dict[str, object]]:
     ],
 )
 def test_every_kind_of_picture_is_classified_as_a_person_sees_it(
-    file, make, seen, photograph, tmp_path, cached, command
+    file, make, seen, photograph, tmp_path, cached
 ):
     image, options = make(photograph)
     image.save(tmp_path / file, **options)
@@ -173,7 +170,7 @@ def test_every_kind_of_picture_is_classified_as_a_person_sees_it(
     assert best["probability"] == pytest.approx(expected.values.item(), rel=1e-2)
 
 
-def test_bad_files_are_named_and_the_good_ones_classified(photograph, tmp_path, cached, command):
+def test_bad_files_are_named_and_the_good_ones_classified(photograph, tmp_path, cached):
     photograph.save(tmp_path / "good.jpg")
     truncated = (tmp_path / "good.jpg").read_bytes()[:20_000]
     (tmp_path / "truncated.jpg").write_bytes(truncated)
@@ -187,7 +184,7 @@ def test_bad_files_are_named_and_the_good_ones_classified(photograph, tmp_path, 
     assert status == 1
     assert [json.loads(line)["file"] for line in lines] == [str(tmp_path / "good.jpg")]
     reasons = {
-        tmp_path / "bomb.png": "more than 178,956,970 pixels",
+        tmp_path / "bomb.png": "exceeds limit",
         tmp_path / "notes.txt": "not an image",
         tmp_path / "nothing": "not an image",
         tmp_path / "truncated.jpg": "truncated",
@@ -195,7 +192,7 @@ def test_bad_files_are_named_and_the_good_ones_classified(photograph, tmp_path, 
         missing: "No such file",
     }
     for error, (path, reason) in zip(errors, reasons.items()):
-        assert error.startswith(f"examples.predict: {path}: ")
+        assert error.startswith(f"Error: {path}: ")
         assert reason in error
     assert len(errors) == len(reasons)
 
@@ -210,7 +207,7 @@ class Exploit:
         return os.mkdir, (str(self.target),)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(photo, tmp_path, command):
+def test_a_pickle_with_code_is_refused_and_not_run(photo, tmp_path):
     target = tmp_path / "exploited"
     torch.save({"conv1.weight": Exploit(target)}, tmp_path / "saved.pt")
     (tmp_path / "pickled.pt").write_bytes(pickle.dumps(Exploit(target)))
@@ -239,7 +236,7 @@ def damaged(checkpoint: bytes) -> bytes:
 )
 @pytest.mark.parametrize("source", ["cache", "file"])
 def test_a_file_that_holds_no_weights_is_one_line(
-    make, reason, source, photo, tmp_path, cached, monkeypatch, command
+    make, reason, source, photo, tmp_path, cached, monkeypatch
 ):
     home = tmp_path / "home" / "hub" / "checkpoints"
     home.mkdir(parents=True)
@@ -258,14 +255,14 @@ def test_a_file_that_holds_no_weights_is_one_line(
 
 
 @pytest.mark.parametrize("name, other", [("alexnet", "resnet18"), ("resnet18", "alexnet")])
-def test_weights_of_the_other_model_are_one_line(name, other, photo, cached, command):
+def test_weights_of_the_other_model_are_one_line(name, other, photo, cached):
     path = cached / OFFICIAL_FILES[other]
     status, lines, errors = command(photo, "--model", name, "--weights", path)
     assert (status, lines) == (1, [])
-    assert errors == [f"examples.predict: {path} holds {other}, not {name}: use --model {other}"]
+    assert errors == [f"Error: {path} holds {other}, not {name}: use --model {other}"]
 
 
-def test_other_classes_are_named_by_their_index_or_by_the_file(photo, tmp_path, command):
+def test_other_classes_are_named_by_their_index_or_by_the_file(photo, tmp_path):
     state_dict = oracle("resnet18", num_classes=3).state_dict()
     torch.save(state_dict, tmp_path / "unnamed.pt")
     named = {"model": "resnet18", "classes": ["cat", "dog", "newt"], "state_dict": state_dict}
@@ -278,14 +275,26 @@ def test_other_classes_are_named_by_their_index_or_by_the_file(photo, tmp_path, 
         assert all(row["class"] == names[row["index"]] for row in rows)
 
 
-def test_a_file_that_names_its_model_needs_no_option(photo, tmp_path, command):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_of_alexnet_needs_no_option(named, photo, tmp_path):
     state_dict = oracle("alexnet", num_classes=2).state_dict()
-    torch.save({"model": "alexnet", "state_dict": state_dict}, tmp_path / "model.pt")
+    content = {"model": "alexnet", "state_dict": state_dict} if named else state_dict
+    torch.save(content, tmp_path / "model.pt")
     status, lines, _ = command(photo, "--weights", tmp_path / "model.pt", "--json")
     assert (status, len(json.loads(lines[0])["predictions"])) == (0, 2)
     status, _, errors = command(photo, "--weights", tmp_path / "model.pt", "--model", "resnet18")
     assert status == 1
     assert "holds alexnet, not resnet18" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "content", [None, [], 3, "weights", {}, {"state_dict": None}, {"state_dict": {"fc.bias": [1]}}]
+)
+def test_a_file_without_weights_is_one_line(content, photo, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    status, lines, errors = command(photo, "--weights", tmp_path / "weights.pth")
+    assert (status, lines, len(errors)) == (1, [], 1)
+    assert "holds no weights of AlexNet or ResNet-18" in errors[0]
 
 
 def test_no_network_and_nothing_cached_is_one_line_that_says_what_to_do(photo, tmp_path):
@@ -297,7 +306,7 @@ def test_no_network_and_nothing_cached_is_one_line_that_says_what_to_do(photo, t
     error = result.stderr.splitlines()[-1]
     assert (result.returncode, result.stdout) == (1, "")
     assert "Traceback" not in result.stderr
-    assert error.startswith("examples.predict: cannot fetch https://")
+    assert error.startswith("Error: cannot download https://")
     assert "--weights" in error
     assert str(tmp_path / "home" / "hub" / "checkpoints" / OFFICIAL_FILES["resnet18"]) in error
 
@@ -305,19 +314,38 @@ def test_no_network_and_nothing_cached_is_one_line_that_says_what_to_do(photo, t
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        ([], "the following arguments are required: PATH"),
-        (["x.jpg", "--top", "0"], "argument --top: '0' is not a whole number of 1 or more"),
-        (["x.jpg", "--batch-size", "many"], "'many' is not a whole number of 1 or more"),
-        (["x.jpg", "--model", "vgg"], "argument --model: invalid choice: 'vgg'"),
-        (["x.jpg", "--device", "tpu"], "argument --device: 'tpu' is neither cpu nor cuda"),
-        pytest.param(
-            ["x.jpg", "--device", "cuda"],
-            "no CUDA device is available here, use cpu",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
-        ),
+        ("", "Missing argument 'PATHS...'"),
+        ("x.jpg --top 0", "Invalid value for '--top': 0 is not in the range x>=1."),
+        ("x.jpg --batch-size many", "'many' is not a valid integer range"),
+        ("x.jpg --model vgg", "'vgg' is not one of 'alexnet', 'resnet18'"),
+        ("x.jpg --precision int3", "'int3' is not one of"),
+        ("x.jpg --device tpu", "Invalid value for '--device': Expected one of cpu, cuda"),
+        ("x.jpg --device cuda:99", "Invalid value for '--device': "),
+        ("x.jpg --speed 3", "No such option"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments, reason, command):
-    status, lines, errors = command(*arguments)
-    assert (status, lines, len(errors)) == (2, [], 1)
+def test_wrong_arguments_are_one_line(arguments, reason):
+    status, lines, errors = command(*arguments.split())
+    assert (status, lines, len(errors)) == (1, [], 1)
     assert reason in errors[0]
+
+
+def test_bfloat16_gives_about_the_same_probabilities(photo, cached):
+    answers = []
+    for precision in ("float32", "bf16"):
+        status, lines, _ = command(photo, "--json", "--top", 1000, "--precision", precision)
+        rows = json.loads(lines[0])["predictions"]
+        answers.append(
+            torch.tensor([r["probability"] for r in sorted(rows, key=lambda r: r["index"])])
+        )
+    assert status == 0
+    assert 0 < (answers[0] - answers[1]).abs().max() < 0.05
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this is a property of pipes")
+def test_a_closed_pipe_is_no_traceback(photo, cached):
+    script = f"{sys.executable} -m examples.predict {photo} {photo} --batch-size 1 | head -n 1"
+    result = subprocess.run(
+        script, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == (f"{photo}\n", "")
