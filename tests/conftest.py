@@ -21,7 +21,7 @@ def expected_model(name) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def model(name, expected_model) -> nn.Module:
-    """The network as it is here, with the weights of `expected_model`, in evaluation mode."""
+    """Our network with the weights of `expected_model`, in evaluation mode."""
     return MODELS[name].from_state_dict(expected_model.state_dict()).eval()
 
 

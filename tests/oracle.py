@@ -1,4 +1,4 @@
-"""The networks here beside torchvision's, with the same weights, all of them random."""
+"""Our networks beside torchvision's, with the same weights, all of them random."""
 
 from __future__ import annotations
 

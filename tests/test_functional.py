@@ -1,6 +1,6 @@
 """`torch.func` and checkpointing see a network as a function of its parameters.
 
-`vmap` over models and per-sample gradients are recipes, and in `test_recipes.py`.
+`vmap` over models and per-sample gradients are recipes, and in `tests/docs/test_recipes.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def test_checkpointed_gradients_are_the_same(model, reentrant):
     images = torch.randn(2, 3, 64, 64, requires_grad=True)
     gradients = []
     for forward in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
+        loss = forward(images).square().mean()
         model.zero_grad()
         images.grad = None
-        forward(images).square().mean().backward()
-        gradients.append([images.grad, *(p.grad for p in model.parameters())])
+        loss.backward()
+        gradients.append([images.grad, *(parameter.grad for parameter in model.parameters())])
     model.zero_grad()
     assert all(torch.equal(*pair) for pair in zip(*gradients))
 

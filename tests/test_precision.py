@@ -19,10 +19,8 @@ ROUNDING = {torch.float64: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
 def test_pure_precision(model, dtype, device):
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        expected = model(images)
         logits = copy.deepcopy(model).to(device, dtype)(images.to(device, dtype)).cpu()
-    assert logits.dtype == dtype
-    assert 0 < deviation(logits.to(torch.float32), expected) <= ROUNDING[dtype]
+        assert 0 < deviation(logits.float(), model(images)) <= ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -41,29 +39,19 @@ def test_autocast_trains_float32_weights(model, device):
     gradients = []
     for enabled in (False, True):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-            logits = model(images)
-        loss = logits.float().square().mean()
+            loss = model(images).float().square().mean()
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
     for expected, actual in zip(*gradients):
         assert actual.dtype == torch.float32
         assert torch.cosine_similarity(actual.flatten(), expected.flatten(), 0) >= 0.9
 
 
-def test_meta_gives_shapes_without_memory(name):
-    with torch.device("meta"):
-        model = MODELS[name](num_classes=7, in_channels=1)
-        assert model(torch.empty(5, 1, 96, 64)).shape == (5, 7)
-    assert all(tensor.is_meta for tensor in model.state_dict().values())
-
-
-def test_a_model_of_meta_takes_a_checkpoint(name, model):
-    with torch.device("meta"):
-        materialised, assigned = MODELS[name](), MODELS[name]()
-    materialised.to_empty(device="cpu").load_state_dict(model.state_dict())
-    assigned.load_state_dict(model.state_dict(), assign=True)
-    images = torch.randn(2, 3, 64, 64)
-    for other in (materialised, assigned):
-        assert torch.equal(other.eval()(images), model(images))
+def test_channels_last_computes_the_same(model):
+    images = torch.randn(4, 3, 96, 64)
+    with torch.no_grad():
+        tiled = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        logits = tiled(images.to(memory_format=torch.channels_last))
+        assert deviation(logits, model(images)) <= 1e-5
 
 
 @CUDA
@@ -74,18 +62,3 @@ def test_a_model_moves_to_cuda_and_back(name, model, tmp_path):
     weights = torch.load(tmp_path / "cuda.pth", map_location="cpu", weights_only=True)
     for other in (moved.cpu(), MODELS[name].from_state_dict(weights).eval()):
         assert torch.equal(other(images), model(images))
-
-
-def test_the_same_seed_gives_the_same_everything(name):
-    results = []
-    torch.use_deterministic_algorithms(True)
-    try:
-        for _ in range(2):
-            torch.manual_seed(7)
-            model = MODELS[name](num_classes=5)
-            logits = model(torch.randn(4, 3, 64, 64))
-            gradients = torch.autograd.grad(logits.square().mean(), list(model.parameters()))
-            results.append([logits, *gradients, *model.state_dict().values()])
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(*pair) for pair in zip(*results))
