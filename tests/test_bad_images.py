@@ -35,7 +35,6 @@ CALLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("how", CALLS)
 def test_bad_images_raise(name, model, how):
     torch.compiler.reset()

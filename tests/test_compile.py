@@ -53,7 +53,6 @@ def pickled(model):
     return pickle.loads(pickle.dumps(torch.fx.symbolic_trace(model)))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 @pytest.mark.parametrize(
     "trace",
     [
