@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("click")  # what the commands need
+
 COUNT_PAGES = """
 import resource
 import torch
