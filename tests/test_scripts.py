@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,32 +23,41 @@ def script(name, tmp_path):
     return Path(shutil.copy(ROOT / f"{name}.py", tmp_path))
 
 
-def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script, isolated from this repository and from the user's other packages."""
-    command = [sys.executable, "-I", script.name, *arguments]
-    return subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--device", "meta"]])
-def test_a_script_prints_its_summary_and_a_forward_pass(script, name, arguments):
-    result = run(script, *arguments)
-    device = arguments[-1] if arguments else "cuda" if torch.cuda.is_available() else "cpu"
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == (
+def expected_output(name: str, device: str) -> str:
+    return (
         f"{MODELS[name]()}\n"
         f"Parameters: {PARAMETERS[name]}\n"
         f"Forward pass on {device}: (1, 3, 224, 224) -> (1, 1000)\n"
     )
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
-def test_a_device_that_is_not_there_is_one_line_on_standard_error(script, device):
-    result = run(script, "--device", device)
-    assert result.returncode != 0
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"{script.name}: error: ")
-    assert result.stderr.count("\n") == 1
-    assert len(result.stderr.split()) > 5, "it says why"
+def test_a_script_prints_its_summary_and_a_forward_pass(script, name):
+    command = [sys.executable, "-I", script.name]  # apart from this repository
+    result = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == expected_output(name, device)
+
+
+def test_a_script_takes_any_device(script, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(script), "--device", "meta"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out == expected_output(name, "meta")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "hpu", "nonsense", ""])
+def test_a_device_that_is_not_there_is_one_line_on_standard_error(
+    script, device, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [str(script), "--device", device])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    output, errors = capsys.readouterr()
+    assert stopped.value.code != 0
+    assert output == ""
+    assert errors.startswith(f"{script.name}: error: ")
+    assert errors.count("\n") == 1
+    assert len(errors.split()) > 5, "it says why"
 
 
 def test_a_script_needs_torch_alone(script):
