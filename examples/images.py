@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import click
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -68,3 +70,15 @@ class LabeledImages(ImageFolder):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image), label  # (3, H, W), bytes
+
+
+class Shuffle(DistributedSampler[Any]):
+    """A process's share of the shuffled images, each with the seed of its augmentation."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((index, mix(self.seed, self.epoch, index)) for index in super().__iter__())
+
+
+def mix(*numbers: int) -> int:
+    """Return one seed made of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
+import time
 from typing import Any, Iterator
 
 import click
 import torch
+
+from examples.images import ImageError
 
 
 class Command(click.Command):
@@ -44,28 +48,37 @@ class FiniteRange(click.FloatRange):
 
 
 @contextlib.contextmanager
-def said_once(rank: int) -> Iterator[None]:
-    """Have what goes wrong in all processes alike said by the first one alone."""
+def said_once() -> Iterator[None]:
+    """Say in one line, and in one of several processes, what stops them all.
+
+    That is the first process, or the one that alone has an image or a process it cannot go on with.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     try:
         yield
-    except (click.ClickException, OSError) as error:
+    except KeyboardInterrupt as error:
         if rank:
             sys.exit(1)
-        raise click.ClickException(str(error)) from error
-
-
-@contextlib.contextmanager
-def processes_that_die(strategy: Any) -> Iterator[None]:
-    """Say which process was killed, of those that read images or train beside this one."""
-    try:
-        yield
+        message = "interrupted: --resume goes on after the last finished epoch"
+        raise click.ClickException(message) from error
+    except ImageError:
+        if rank == 0 or torch.distributed.is_initialized():  # each has images of its own
+            raise
+        sys.exit(1)
+    except click.ClickException:
+        if rank == 0:
+            raise
+        sys.exit(1)
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        if str(error).startswith("DataLoader worker (pid"):
             reason = "was killed, by hand or for lack of (shared) memory"
             raise click.ClickException(f"a process that reads images {reason}") from error
-        processes = getattr(strategy.launcher, "procs", [])  # none under torchrun, which says it
-        if any(process.wait() < 0 for process in processes):
+        if "by peer" not in str(error):  # gloo's words for a process that is gone
+            raise
+        launcher = click.get_current_context().obj
+        processes = getattr(launcher, "procs", [])  # torchrun has its own, and says what they met
+        while processes and all(process.poll() is None for process in processes):
+            time.sleep(0.1)
+        if any((process.poll() or 0) < 0 for process in processes):
             raise click.ClickException("another process of this run was killed") from error
-        if torch.distributed.is_initialized():
-            sys.exit(1)  # another process has said why it stopped
-        raise
+        sys.exit(1)  # the other has said why it stopped

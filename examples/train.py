@@ -10,47 +10,35 @@ momentum, weight decay, random crops and flips.
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import math
 import os
-import signal
 import time
+import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import click
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from examples.images import LabeledImages
+from examples.images import LabeledImages, Shuffle, mix
 from examples.memory import reuse_memory
-from examples.options import Command, FiniteRange, processes_that_die, said_once
+from examples.options import Command, FiniteRange, said_once
 from examples.weights import MODELS, load_file, load_official, official_weights, read
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
 SMALLEST_CROP = 0.35  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
-
-
-class Shuffle(DistributedSampler[Any]):
-    """A process's share of the shuffled images, each with the seed of its augmentation."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, mix(self.seed, self.epoch, index)) for index in super().__iter__())
-
-
-def mix(*numbers: int) -> int:
-    """Return one seed made of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
@@ -66,9 +54,9 @@ def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
 
 def load_network(options: dict[str, Any], classes: list[str], new_head: bool) -> Any:
     """Return the network to start from, with a new head where the classes differ."""
-    if not (options["weights"] or options["pretrained"]):
-        return MODELS[options["model"]](num_classes=len(classes))
-    weights, model = options["weights"], options["model"]
+    model, weights = options["model"], options["weights"]
+    if not (weights or options["pretrained"]):
+        return MODELS[model](num_classes=len(classes))
     start = load_file(Path(weights), model) if weights else load_official(model)
     options["model"] = start.name
     # ImageNet's categories and bare numbers are not what the folders of classes are called.
@@ -83,31 +71,35 @@ def load_network(options: dict[str, Any], classes: list[str], new_head: bool) ->
     return start.model
 
 
-def check_sizes(options: dict[str, Any], images: int | None) -> None:
-    """Refuse batches that cannot be had, and images that the network is too large for."""
+def check_sizes(options: dict[str, Any], images: float, training: bool) -> None:
+    """Refuse batches that cannot be had, and images too small for the network."""
     batch_size, processes, size = options["batch_size"], options["devices"], options["image_size"]
     if batch_size % processes:
         raise click.ClickException(f"--batch-size {batch_size} is no multiple of {processes}")
-    if images is not None and images < batch_size:
+    if training and images < batch_size:
         raise click.ClickException(f"--batch-size {batch_size} is more than {images} images")
     try:
         with torch.device("meta"):
-            network = MODELS[options["model"]]().train(images is not None)
+            network = MODELS[options["model"]]().train(training)
             network(torch.empty(batch_size // processes, 3, size, size))
     except (RuntimeError, ValueError) as error:
         raise click.ClickException(f"--image-size {size} is too small: {error}") from error
 
 
 def load_checkpoint(out: Path, options: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Return what a run with the same options left in `out` to go on from."""
+    """Return what a run with the same options left in `out` to go on from; create the folder."""
     if not (out / "last.ckpt").exists():  # nor has a run one that was killed in its first epoch
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(f"cannot write to {out}: {error.strerror}") from error
         return {"rows": []}
     if not resume:
         raise click.ClickException(f"{out} holds a run: add --resume, or name another with --out")
     saved: dict[str, Any] = read(out / "last.ckpt")
     for name, before in saved["options"].items():  # each of them changes the result
         if options[name] != before:
-            option = f"--{name.replace('_', '-')} {before}, not {options[name]}"
+            option = f"{name.replace('_', '-')} {before}, not {options[name]}"
             raise click.ClickException(f"{out} holds a run with {option}")
     return saved
 
@@ -133,9 +125,7 @@ def train_epoch(
             means: Any = fabric.all_reduce(torch.stack(losses), reduce_op="mean")
             for index in (~means.isfinite()).nonzero()[:1].flatten().tolist():
                 bad_step = schedule.last_epoch - step + index + 1
-                message = f"the loss became {means[index]:g} at step {bad_step}: try a smaller --lr"
-                with said_once(fabric.global_rank):
-                    raise click.ClickException(message)
+                raise click.ClickException(f"the loss became {means[index]:g} at step {bad_step}")
     all_hits: Any = fabric.all_reduce(hits, reduce_op="sum")
     speed = count / (time.perf_counter() - start)
     return {
@@ -171,12 +161,11 @@ def save(out: Path, rows: list[dict[str, float]], model: Any, checkpoint: Any) -
     The checkpoint comes last: killed before it is there, a resumed run repeats the epoch.
     """
     table = pd.DataFrame(rows).set_index("epoch")
-    pairs: Any = [("train_loss", "val_loss"), ("train_top1", "val_top1")]
-    axes: Any = table[[*pairs[0], *pairs[1]]].plot(subplots=pairs, style=".-", figsize=(6, 7))
-    files: dict[str, Any] = {
-        "metrics.csv": table.to_csv,
-        "curves.png": partial(axes[0].figure.savefig, format="png"),
-    }
+    curves = Figure(figsize=(6, 7))
+    for axes, name in zip(curves.subplots(2), ("loss", "top1")):
+        table[[f"train_{name}", f"val_{name}"]].plot(ax=axes, style=".-", ylabel=name)
+    save_curves = partial(curves.savefig, format="png")
+    files: dict[str, Any] = {"metrics.csv": table.to_csv, "curves.png": save_curves}
     if table["val_top1"].idxmax() == len(rows):  # the first of the best
         files["model.pt"] = partial(torch.save, model)
     files["last.ckpt"] = partial(torch.save, checkpoint)
@@ -208,6 +197,7 @@ def save(out: Path, rows: list[dict[str, float]], model: Any, checkpoint: Any) -
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--devices", type=click.IntRange(1), help="Processes.  [default: 1 or torchrun's]")
 @click.option("--compile", is_flag=True, help="Compile the network.")
+@said_once()
 def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **options: Any) -> None:
     """Train, fine-tune or evaluate a network on the folder DATA.
 
@@ -215,36 +205,30 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     """
     reuse_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
-    if rank:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was stopped
-    with said_once(rank):
-        if (options["weights"] and options["pretrained"]) or (evaluate and resume):
-            either = "either --weights or --pretrained, either --evaluate or --resume"
-            raise click.ClickException(either)
-        if evaluate and not (options["weights"] or options["pretrained"]):
-            raise click.ClickException("--evaluate needs --pretrained or --weights FILE")
-        options["devices"] = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
-        options["model"] = options["model"] or (None if options["weights"] else "resnet18")
-        torch.manual_seed(options["seed"])
-        train, val = load_images(data, options["image_size"])
-        network = load_network(options, train.classes, new_head=not evaluate)
-        check_sizes(options, None if evaluate else len(train))
-        options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
-        files = "\n".join(str(Path(path).relative_to(data)) for path, _ in train.samples)
-        options["data"] = hashlib.sha256(files.encode()).hexdigest()
-        if not evaluate:
-            checkpoint = load_checkpoint(out, options, resume)
-            out.mkdir(parents=True, exist_ok=True)
+    if (options["weights"] and options["pretrained"]) or (evaluate and resume):
+        either = "either --weights or --pretrained, either --evaluate or --resume"
+        raise click.ClickException(either)
+    if evaluate and not (options["weights"] or options["pretrained"]):
+        raise click.ClickException("--evaluate needs --pretrained or --weights FILE")
+    processes = options["devices"] = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
+    options["model"] = options["model"] or (None if options["weights"] else "resnet18")
+    torch.manual_seed(options["seed"])
+    train, val = load_images(data, options["image_size"])
+    network = load_network(options, train.classes, new_head=not evaluate)
+    check_sizes(options, len(train), training=not evaluate)
+    options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
+    files = "\n".join(str(Path(path).relative_to(data)) for path, _ in train.samples + val.samples)
+    checksum = zlib.crc32(files.encode(errors="surrogateescape"))
+    options["data"] = f"{len(train)} + {len(val)} images (names {checksum:08x})"
+    checkpoint = {} if evaluate else load_checkpoint(out, options, resume)
 
-    processes, epochs = options["devices"], options["epochs"]
     fabric = Fabric(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-        strategy="ddp" if processes > 1 else "auto",
         precision=options["precision"],
     )
+    click.get_current_context().obj = fabric.strategy.launcher  # for `said_once`
     fabric.launch()
     rank = fabric.global_rank
     loader: Any = partial(
@@ -258,8 +242,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     val_batches = loader(val, sampler=[(index, 0) for index in range(rank, len(val), processes)])
     network = network.to(memory_format=torch.channels_last).to(fabric.device)
     if evaluate:
-        with processes_that_die(fabric.strategy):
-            row = validate(fabric, network, val_batches)
+        row = validate(fabric, network, val_batches)
         accuracy = f"top-1 {row['val_top1']:.3f} %, top-5 {row['val_top5']:.3f} %"
         fabric.print(f"{accuracy} of {len(val):,} images")
         return
@@ -268,7 +251,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     train_batches = loader(train, sampler=shuffle, drop_last=True)
     lr, decay = options["lr"] * options["batch_size"] / 256, WEIGHT_DECAYS[options["model"]]
     optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
-    steps = len(train) // options["batch_size"] * epochs
+    steps = len(train) // options["batch_size"] * options["epochs"]
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     for name in parts.keys() & checkpoint.keys():
@@ -278,26 +261,27 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     model, optimizer = fabric.setup(network, optimizer)
 
     rows = checkpoint["rows"]
-    for epoch in range(len(rows) + 1, epochs + 1):
+    for epoch in range(len(rows) + 1, options["epochs"] + 1):
         shuffle.set_epoch(epoch)
         torch.manual_seed(mix(options["seed"], epoch, rank))  # dropout's, in a resumed run as well
-        title, hidden = f"epoch {epoch}/{epochs}", rank > 0 or None  # None: unless on a terminal
+        title, hidden = f"epoch {epoch}/{options['epochs']}", rank > 0 or None  # None: no terminal
         scale = {"unit": " images", "unit_scale": options["batch_size"]}
         bar: Any = tqdm(train_batches, title, leave=False, disable=hidden, **scale)
-        with processes_that_die(fabric.strategy):
-            row = {"epoch": epoch}
-            row |= train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
-            row |= validate(fabric, network, val_batches)
+        row = {"epoch": epoch}
+        row |= train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
+        row |= validate(fabric, network, val_batches)
+        if not math.isfinite(row["val_loss"]):  # the last step has no other loss to show for it
+            reason = f"the loss became {row['val_loss']} at step {schedule.last_epoch}"
+            raise click.ClickException(f"{reason}, in validation")
         rows.append(row)
         if rank == 0:
-            about = {"model": options["model"], "classes": train.classes}
-            about |= {"image_size": options["image_size"]}
-            weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+            best = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+            about = {name: options[name] for name in ("model", "image_size")}
             state = {name: part.state_dict() for name, part in parts.items()}
             save(
                 out,
                 rows,
-                {**about, "state_dict": weights},
+                {**about, "classes": train.classes, "state_dict": best},
                 {**state, "options": options, "rows": rows},
             )
             click.echo(f"{title}: " + ", ".join(f"{key} {row[key]:.2f}" for key in list(row)[1:]))

@@ -295,7 +295,7 @@ fully_shard(model.conv1, mp_policy=MixedPrecisionPolicy(torch.bfloat16, output_d
 """
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("alexnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_processes_compute_the_gradients_of_one(name, tmp_path):
     same_seed = "import torch\ntorch.manual_seed(0)"
     parts = [same_seed, recipe("", name).replace("224", "64"), TWO_PROCESSES]
