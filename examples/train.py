@@ -37,7 +37,7 @@ from examples.weights import MODELS, load_file, load_official, official_weights,
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
-SMALLEST_CROP = 0.35  # of an image; the usual 0.08 wants many epochs
+SMALLEST_CROP = 0.5  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
 

@@ -360,13 +360,13 @@ def test_values_that_make_no_sense_are_refused(given, words, digits, tmp_path, m
     "classes, given, words",
     [
         ("013", "", "holds a run: add --resume"),
-        ("013", "--resume --model alexnet --image-size 64", "holds a run with --"),
-        ("013", "--resume --epochs 4", "--epochs 3, not 4"),
-        ("013", "--resume --lr 0.2", "--lr 0.1, not 0.2"),
-        ("013", "--resume --precision bf16-mixed", "--precision 32, not bf16-mixed"),
-        ("013", "--resume --devices 2", "--devices 1, not 2"),
-        ("013", "--resume --compile", "--compile False, not True"),
-        ("015", "--resume", "--data "),
+        ("013", "--resume --model alexnet --image-size 64", "holds a run with image-size 32"),
+        ("013", "--resume --epochs 4", "epochs 3, not 4"),
+        ("013", "--resume --lr 0.2", "lr 0.1, not 0.2"),
+        ("013", "--resume --precision bf16-mixed", "precision 32, not bf16-mixed"),
+        ("013", "--resume --devices 2", "devices 1, not 2"),
+        ("013", "--resume --compile", "compile False, not True"),
+        ("015", "--resume", "data 72 + 33 images"),
     ],
 )
 def test_a_run_goes_on_only_as_what_it_was(classes, given, words, finished, tmp_path):
