@@ -12,11 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 
 class ImageError(click.ClickException):
-    """A file or folder that is not what it should be; the message is one line that says why."""
+    """A file that is not an image; the message is one line that says why."""
 
     def format_message(self) -> str:  # a process that loads images puts its traceback above
         return self.message.splitlines()[-1].split("ImageError: ")[-1]
@@ -28,8 +27,6 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ImageError: the file cannot be read or decoded whole, or is too large to be decoded.
     """
-    if path.is_dir():
-        raise ImageError(f"{path}: a folder with no files in it")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
@@ -40,29 +37,20 @@ def open_image(path: Path) -> Image.Image:
                 white = Image.new("RGBA", clear.size, "white")
                 return Image.alpha_composite(white, clear).convert("RGB")
             return upright.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image in a format that Pillow reads") from error
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # decoders raise all sorts at damaged files
-        raise ImageError(f"{path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image in a format that Pillow reads"
+        raise ImageError(f"{path}: {reason}") from error
 
 
 class LabeledImages(ImageFolder):  # type: ignore[misc]
     """The images in `folder/<class>/`; an item's seed decides its augmentation in any process.
 
     Raises:
-        ImageError: there is no such folder, or it has no class or a class without images; or an
-            image cannot be decoded.
+        OSError: there is no such folder, or it has no class or a class without images.
+        ImageError: an image cannot be decoded.
     """
-
-    def __init__(self, folder: Path, *transforms: Any) -> None:
-        if not folder.is_dir():
-            raise ImageError(f"there is no folder {folder}")
-        try:
-            super().__init__(str(folder), v2.Compose([*transforms, v2.PILToTensor()]))
-        except OSError as error:
-            raise ImageError(str(error)) from error
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         (path, label), seed = self.samples[item[0]], item[1]

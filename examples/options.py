@@ -42,43 +42,32 @@ class FiniteRange(click.FloatRange):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+        return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
 
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
     """Say in one line, and in one of several processes, what stops them all.
 
-    That is the first process, or the one that alone has an image or a process it cannot go on with.
+    That is the first process, or the one that alone has an image or a reader it cannot go on with.
     """
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     try:
         yield
-    except KeyboardInterrupt as error:
-        if rank:
+    except (KeyboardInterrupt, OSError, RuntimeError, click.ClickException) as error:
+        line = str(error)
+        lone, reader = isinstance(error, ImageError), line.startswith("DataLoader worker (pid")
+        if rank and not (torch.distributed.is_initialized() and (lone or reader)):
             sys.exit(1)
-        message = "interrupted: --resume goes on after the last finished epoch"
-        raise click.ClickException(message) from error
-    except ImageError:
-        if rank == 0 or torch.distributed.is_initialized():  # each has images of its own
+        if reader:
+            line = "a process that reads images was killed, by hand or for lack of (shared) memory"
+        elif "by peer" in line:  # gloo's words for a process that is gone
+            processes = getattr(click.get_current_context().obj, "procs", [])  # none of torchrun's
+            while processes and all(process.poll() is None for process in processes):
+                time.sleep(0.1)
+            if all((process.poll() or 0) >= 0 for process in processes):
+                sys.exit(1)  # it has said why it stopped
+            line = "another process of this run was killed"
+        elif not isinstance(error, OSError) and "PytorchStreamWriter" not in line:  # a full disk
             raise
-        sys.exit(1)
-    except click.ClickException:
-        if rank == 0:
-            raise
-        sys.exit(1)
-    except RuntimeError as error:
-        if str(error).startswith("DataLoader worker (pid"):
-            reason = "was killed, by hand or for lack of (shared) memory"
-            raise click.ClickException(f"a process that reads images {reason}") from error
-        if "by peer" not in str(error):  # gloo's words for a process that is gone
-            raise
-        launcher = click.get_current_context().obj
-        processes = getattr(launcher, "procs", [])  # torchrun has its own, and says what they met
-        while processes and all(process.poll() is None for process in processes):
-            time.sleep(0.1)
-        if any((process.poll() or 0) < 0 for process in processes):
-            raise click.ClickException("another process of this run was killed") from error
-        sys.exit(1)  # the other has said why it stopped
+        raise click.ClickException(line) from error

@@ -11,73 +11,53 @@ import json
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Iterator
 
 import click
 import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from examples.images import ImageError, open_image
 from examples.memory import reuse_memory
 from examples.options import Command, Device
-from examples.weights import MODELS, Classifier, load_file, load_official
+from examples.weights import MODELS, Classifier, load_file, load_official, official_weights
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Photographs(Dataset[tuple[Path, "Tensor | ImageError"]]):
-    """Files as the classifier wants them: (path, image (3, H, W)), or (path, what is wrong)."""
-
-    def __init__(self, files: list[Path], classifier: Classifier) -> None:
-        self.files, self.preprocess = files, classifier.preprocessing()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Path, Tensor | ImageError]:
-        try:
-            return self.files[index], self.preprocess(open_image(self.files[index]))
-        except ImageError as error:
-            return self.files[index], error
-
-
-def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files among `paths` and, in order of name, those in the folders among them."""
+def open_images(paths: list[Path], preprocess: Any) -> list[Tensor | ImageError]:
+    """Return each image (3, H, W), or what is wrong with it."""
+    images = []
     for path in paths:
-        files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
-        yield from files or [path]
-
-
-def give_way(worker: int) -> None:
-    """Let the network have the processor whenever it has images to look at."""
-    if hasattr(os, "nice"):
-        os.nice(10)
+        try:
+            images.append(preprocess(open_image(path)))
+        except ImageError as error:
+            images.append(error)
+    return images
 
 
 @torch.inference_mode()
 def predict(
     classifier: Classifier, files: list[Path], device: torch.device, batch_size: int, precision: str
-) -> Iterator[tuple[Path, Tensor | ImageError]]:
-    """Yield each file with the probabilities (num_classes,) of its classes, or what is wrong."""
+) -> Iterator[Tensor | ImageError]:
+    """Yield the probabilities (num_classes,) of each file's classes, or what is wrong with it."""
     model = fuse(classifier.model.eval()).to(memory_format=torch.channels_last).to(device)
-    batches: Iterable[list[tuple[Path, Tensor | ImageError]]] = DataLoader(
-        Photographs(files, classifier),
-        batch_size=batch_size,
-        num_workers=min(os.cpu_count() or 1, len(files) // 16),  # few files: not worth a process
-        worker_init_fn=give_way,
-        collate_fn=list,
-    )
+    size = {"crop_size": (s := classifier.image_size), "resize_size": round(s * 256 / 224)}
+    preprocess = official_weights(classifier.name).transforms(**size)
+    workers = min((os.cpu_count() or 1) // 2, len(files) // 16)  # few files: not worth a process
+    collate = partial(open_images, preprocess=preprocess)
+    batches: Any = DataLoader(files, batch_size, num_workers=workers, collate_fn=collate)  # type: ignore
     for batch in batches:
-        images = [image for _, image in batch if isinstance(image, Tensor)]
+        images = [image for image in batch if isinstance(image, Tensor)]
         if images:
             with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
                 logits = model(torch.stack(images).to(device))  # (N, num_classes)
             probabilities = iter(logits.float().softmax(1).cpu())
-        for path, image in batch:
-            yield path, next(probabilities) if isinstance(image, Tensor) else image
+        yield from (next(probabilities) if isinstance(i, Tensor) else i for i in batch)
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -90,30 +70,33 @@ def predict(
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 def main(
-    paths: list[Path], model: str, weights: Path | None, top: int, as_json: bool, **how: object
+    paths: list[Path], model: str, weights: Path | None, top: int, as_json: bool, **how: Any
 ) -> None:
     """Print the likeliest classes of each image, or of each image in a folder, at PATHS."""
     reuse_memory()
     warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
     classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
-    bad = False
-    for path, result in predict(classifier, list(find_files(paths)), **how):  # type: ignore
+    folders = [sorted(file for file in path.rglob("[!.]*") if file.is_file()) for path in paths]
+    files = [file for path, inside in zip(paths, folders) for file in inside or [path]]
+    status = 0
+    for path, result in zip(files, predict(classifier, files, **how)):
         if isinstance(result, ImageError):
             result.show()
-            bad = True
+            status = 1
             continue
-        best = result.topk(min(top, len(result)))
         ranking = [
-            {"class": classifier.classes[index], "index": index, "probability": probability}
-            for probability, index in zip(best.values.tolist(), best.indices.tolist())
+            {
+                "class": classifier.classes[index],
+                "index": index,
+                "probability": result[index].item(),
+            }
+            for index in result.topk(min(top, len(result))).indices.tolist()
         ]
-        if as_json:
-            click.echo(json.dumps({"file": str(path), "predictions": ranking}))
-        else:
-            lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in ranking]
-            click.echo("\n".join([str(path), *lines]))
-    sys.exit(bad)
+        lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in ranking]
+        answer = json.dumps({"file": str(path), "predictions": ranking})
+        click.echo(answer if as_json else "\n".join([str(path), *lines]))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@
     python -m examples.train DATA --weights run/model.pt --evaluate
     torchrun --nproc-per-node 4 -m examples.train DATA
 
-The images are in `DATA/train/<class>/` and `DATA/val/<class>/`. The recipe is the papers': SGD with
-momentum, weight decay, random crops and flips.
+The recipe is the papers': SGD with momentum, weight decay, random crops and flips.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from examples.images import LabeledImages, Shuffle, mix
 from examples.memory import reuse_memory
 from examples.options import Command, FiniteRange, said_once
-from examples.weights import MODELS, load_file, load_official, official_weights, read
+from examples.weights import MODELS, load_file, load_official, read
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
@@ -43,9 +42,10 @@ NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12
 
 def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
     """Return the images to train on and those to validate on, all of size x size."""
-    augment = v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()
-    train = LabeledImages(data / "train", *augment)
-    val = LabeledImages(data / "val", v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
+    augment = [v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()]
+    train = LabeledImages(data / "train", v2.Compose([*augment, v2.PILToTensor()]))
+    crop = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+    val = LabeledImages(data / "val", v2.Compose([*crop, v2.PILToTensor()]))
     if train.classes != val.classes:
         lone = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise click.ClickException(f"of train/ and val/ in {data} only one has the class {lone}")
@@ -59,28 +59,24 @@ def load_network(options: dict[str, Any], classes: list[str], new_head: bool) ->
         return MODELS[model](num_classes=len(classes))
     start = load_file(Path(weights), model) if weights else load_official(model)
     options["model"] = start.name
-    # ImageNet's categories and bare numbers are not what the folders of classes are called.
-    unnamed = [str(index) for index in range(len(start.classes))]
-    nameless = start.classes in (official_weights(start.name).meta["categories"], unnamed)
-    if start.classes != classes and not (nameless and len(start.classes) == len(classes)):
+    if len(start.classes) != len(classes) or (start.named and start.classes != classes):
         if not new_head:
-            ours, theirs = (f"{', '.join(c[:3])}, … ({len(c)})" for c in (classes, start.classes))
-            raise click.ClickException(f"val/ has the classes {ours}, the weights are for {theirs}")
+            theirs = f"the weights' {len(start.classes)}: {', '.join(start.classes[:3])}, …"
+            raise click.ClickException(f"the classes of val/ are not {theirs}")
         head = {"alexnet": "fc3", "resnet18": "fc"}[start.name]
         setattr(start.model, head, getattr(MODELS[start.name](len(classes)), head))
     return start.model
 
 
-def check_sizes(options: dict[str, Any], images: float, training: bool) -> None:
+def check_sizes(options: dict[str, Any], images: float) -> None:
     """Refuse batches that cannot be had, and images too small for the network."""
     batch_size, processes, size = options["batch_size"], options["devices"], options["image_size"]
-    if batch_size % processes:
-        raise click.ClickException(f"--batch-size {batch_size} is no multiple of {processes}")
-    if training and images < batch_size:
-        raise click.ClickException(f"--batch-size {batch_size} is more than {images} images")
+    if batch_size % processes or images < batch_size:
+        what = f"{batch_size} is no multiple of {processes}, or more than {images} images"
+        raise click.ClickException(f"--batch-size {what}")
     try:
         with torch.device("meta"):
-            network = MODELS[options["model"]]().train(training)
+            network = MODELS[options["model"]]().train(images < math.inf)
             network(torch.empty(batch_size // processes, 3, size, size))
     except (RuntimeError, ValueError) as error:
         raise click.ClickException(f"--image-size {size} is too small: {error}") from error
@@ -89,10 +85,7 @@ def check_sizes(options: dict[str, Any], images: float, training: bool) -> None:
 def load_checkpoint(out: Path, options: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Return what a run with the same options left in `out` to go on from; create the folder."""
     if not (out / "last.ckpt").exists():  # nor has a run one that was killed in its first epoch
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise click.ClickException(f"cannot write to {out}: {error.strerror}") from error
+        out.mkdir(parents=True, exist_ok=True)
         return {"rows": []}
     if not resume:
         raise click.ClickException(f"{out} holds a run: add --resume, or name another with --out")
@@ -109,7 +102,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train for an epoch; return the mean loss, top-1 in percent and images per second."""
     model.train()
-    start, hits, count, losses = time.perf_counter(), torch.zeros((), device=fabric.device), 0, []
+    start, results = time.perf_counter(), []
     for step, (images, labels) in enumerate(batches, 1):
         images, labels = fabric.to_device((images, labels))
         logits = model(NORMALIZE(images.float()).contiguous(memory_format=torch.channels_last))
@@ -118,21 +111,16 @@ def train_epoch(
         fabric.backward(loss)
         optimizer.step()
         schedule.step()
-        losses.append(loss.detach())
-        hits += (logits.argmax(1) == labels).sum()
-        count += len(labels) * fabric.world_size
+        hits = 100.0 * (logits.argmax(1) == labels)
+        results.append(torch.stack([loss.detach(), hits.mean()]))
         if step % 50 == 0 or step == len(batches):  # seldom, as a GPU has to be waited for
-            means: Any = fabric.all_reduce(torch.stack(losses), reduce_op="mean")
-            for index in (~means.isfinite()).nonzero()[:1].flatten().tolist():
+            means: Any = fabric.all_reduce(torch.stack(results), reduce_op="mean")  # (step, 2)
+            for index in (~means[:, 0].isfinite()).nonzero()[:1].flatten().tolist():
                 bad_step = schedule.last_epoch - step + index + 1
-                raise click.ClickException(f"the loss became {means[index]:g} at step {bad_step}")
-    all_hits: Any = fabric.all_reduce(hits, reduce_op="sum")
-    speed = count / (time.perf_counter() - start)
-    return {
-        "train_loss": means.mean().item(),
-        "train_top1": 100 * all_hits.item() / count,
-        "images_per_second": speed,
-    }
+                raise click.ClickException(f"the loss became {means[index, 0]} at step {bad_step}")
+    speed = step * len(labels) * fabric.world_size / (time.perf_counter() - start)
+    loss, top1 = means.mean(0).tolist()
+    return {"train_loss": loss, "train_top1": top1, "images/s": speed}
 
 
 @torch.no_grad()
@@ -155,28 +143,24 @@ def validate(fabric: Fabric, network: Any, batches: Any) -> dict[str, float]:
     return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5}
 
 
-def save(out: Path, rows: list[dict[str, float]], model: Any, checkpoint: Any) -> None:
-    """Leave an epoch's results in `out`, each file written beside its place and then moved there.
-
-    The checkpoint comes last: killed before it is there, a resumed run repeats the epoch.
-    """
+def save(out: Path, rows: list[dict[str, float]], best: Any, checkpoint: Any) -> None:
+    """Leave an epoch's results in `out`, each moved there whole, and the checkpoint last."""
     table = pd.DataFrame(rows).set_index("epoch")
     curves = Figure(figsize=(6, 7))
     for axes, name in zip(curves.subplots(2), ("loss", "top1")):
         table[[f"train_{name}", f"val_{name}"]].plot(ax=axes, style=".-", ylabel=name)
-    save_curves = partial(curves.savefig, format="png")
-    files: dict[str, Any] = {"metrics.csv": table.to_csv, "curves.png": save_curves}
-    if table["val_top1"].idxmax() == len(rows):  # the first of the best
-        files["model.pt"] = partial(torch.save, model)
-    files["last.ckpt"] = partial(torch.save, checkpoint)
+    draw = partial(curves.savefig, format="png")
+    files: dict[str, Any] = {"metrics.csv": table.to_csv, "curves.png": draw}
+    files |= {"model.pt": partial(torch.save, best), "last.ckpt": partial(torch.save, checkpoint)}
+    if table["val_top1"].idxmax() != len(rows):  # the first of the best stays
+        del files["model.pt"]
     for name, write in files.items():
         temporary = out / f"{name}.tmp"
         try:
             write(temporary)
             os.replace(temporary, out / name)
-        except (OSError, RuntimeError) as error:  # torch.save's, where the disk is full
+        finally:
             temporary.unlink(missing_ok=True)
-            raise click.ClickException(f"cannot write {out / name}: {error}") from error
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -199,59 +183,47 @@ def save(out: Path, rows: list[dict[str, float]], model: Any, checkpoint: Any) -
 @click.option("--compile", is_flag=True, help="Compile the network.")
 @said_once()
 def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **options: Any) -> None:
-    """Train, fine-tune or evaluate a network on the folder DATA.
-
-    DATA holds train/<class>/<image> and val/<class>/<image>.
-    """
+    """Train, fine-tune or evaluate a network on DATA/train/<class>/ and DATA/val/<class>/."""
     reuse_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    if (options["weights"] and options["pretrained"]) or (evaluate and resume):
-        either = "either --weights or --pretrained, either --evaluate or --resume"
-        raise click.ClickException(either)
-    if evaluate and not (options["weights"] or options["pretrained"]):
-        raise click.ClickException("--evaluate needs --pretrained or --weights FILE")
+    given = [name for name in ("pretrained", "weights") if options[name]]
+    if len(given) > 1 or (evaluate and (resume or not given)):
+        line = "give --pretrained or --weights; --evaluate needs one of them, and no --resume"
+        raise click.ClickException(line)
     processes = options["devices"] = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
     options["model"] = options["model"] or (None if options["weights"] else "resnet18")
     torch.manual_seed(options["seed"])
     train, val = load_images(data, options["image_size"])
     network = load_network(options, train.classes, new_head=not evaluate)
-    check_sizes(options, len(train), training=not evaluate)
+    check_sizes(options, math.inf if evaluate else len(train))
     options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
-    files = "\n".join(str(Path(path).relative_to(data)) for path, _ in train.samples + val.samples)
-    checksum = zlib.crc32(files.encode(errors="surrogateescape"))
-    options["data"] = f"{len(train)} + {len(val)} images (names {checksum:08x})"
+    names = repr([os.path.relpath(path, data) for path, _ in train.samples + val.samples])
+    options["data"] = f"{len(train)} + {len(val)} images (names {zlib.crc32(names.encode()):08x})"
     checkpoint = {} if evaluate else load_checkpoint(out, options, resume)
 
-    fabric = Fabric(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
-        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-        precision=options["precision"],
-    )
+    local, nodes = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("GROUP_WORLD_SIZE")
+    where: Any = {"devices": int(local or processes), "num_nodes": int(nodes or 1)}  # torchrun's
+    where |= {"accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
+    fabric = Fabric(precision=options["precision"], **where)
     click.get_current_context().obj = fabric.strategy.launcher  # for `said_once`
     fabric.launch()
-    rank = fabric.global_rank
-    loader: Any = partial(
-        DataLoader,
-        batch_size=options["batch_size"] // processes,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the global one is dropout's
-    )
-    val_batches = loader(val, sampler=[(index, 0) for index in range(rank, len(val), processes)])
+    rank, batch_size = fabric.global_rank, options["batch_size"]
+    loading: Any = {"num_workers": workers, "persistent_workers": workers > 0}
+    loading |= {"batch_size": batch_size // processes, "pin_memory": torch.cuda.is_available()}
+    loading |= {"generator": torch.Generator()}  # the global one is dropout's
+    share: Any = [(index, 0) for index in range(rank, len(val), processes)]
+    val_batches: Any = DataLoader(val, sampler=share, **loading)
     network = network.to(memory_format=torch.channels_last).to(fabric.device)
     if evaluate:
-        row = validate(fabric, network, val_batches)
-        accuracy = f"top-1 {row['val_top1']:.3f} %, top-5 {row['val_top5']:.3f} %"
-        fabric.print(f"{accuracy} of {len(val):,} images")
+        _, top1, top5 = validate(fabric, network, val_batches).values()
+        fabric.print(f"top-1 {top1:.3f} %, top-5 {top5:.3f} % of {len(val):,} images")
         return
 
     shuffle = Shuffle(train, processes, rank, seed=options["seed"], drop_last=True)
-    train_batches = loader(train, sampler=shuffle, drop_last=True)
-    lr, decay = options["lr"] * options["batch_size"] / 256, WEIGHT_DECAYS[options["model"]]
+    train_batches: Any = DataLoader(train, sampler=shuffle, drop_last=True, **loading)
+    lr, decay = options["lr"] * batch_size / 256, WEIGHT_DECAYS[options["model"]]
     optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
-    steps = len(train) // options["batch_size"] * options["epochs"]
+    steps = len(train) // batch_size * options["epochs"]
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     for name in parts.keys() & checkpoint.keys():
@@ -265,25 +237,19 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
         shuffle.set_epoch(epoch)
         torch.manual_seed(mix(options["seed"], epoch, rank))  # dropout's, in a resumed run as well
         title, hidden = f"epoch {epoch}/{options['epochs']}", rank > 0 or None  # None: no terminal
-        scale = {"unit": " images", "unit_scale": options["batch_size"]}
+        scale = {"unit": " images", "unit_scale": batch_size}
         bar: Any = tqdm(train_batches, title, leave=False, disable=hidden, **scale)
-        row = {"epoch": epoch}
-        row |= train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
-        row |= validate(fabric, network, val_batches)
+        row = train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
+        row = {"epoch": epoch, **row, **validate(fabric, network, val_batches)}
         if not math.isfinite(row["val_loss"]):  # the last step has no other loss to show for it
-            reason = f"the loss became {row['val_loss']} at step {schedule.last_epoch}"
-            raise click.ClickException(f"{reason}, in validation")
+            raise click.ClickException(f"loss {row['val_loss']} after step {schedule.last_epoch}")
         rows.append(row)
         if rank == 0:
-            best = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-            about = {name: options[name] for name in ("model", "image_size")}
+            best: Any = {"image_size": options["image_size"], "classes": train.classes}
+            weights = network.state_dict()
+            best["state_dict"] = {name: weights[name].cpu().contiguous() for name in weights}
             state = {name: part.state_dict() for name, part in parts.items()}
-            save(
-                out,
-                rows,
-                {**about, "classes": train.classes, "state_dict": best},
-                {**state, "options": options, "rows": rows},
-            )
+            save(out, rows, best, {**state, "options": options, "rows": rows})
             click.echo(f"{title}: " + ", ".join(f"{key} {row[key]:.2f}" for key in list(row)[1:]))
 
 

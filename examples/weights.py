@@ -9,14 +9,12 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 from urllib.error import URLError
 
 import click
 import torch
 import torchvision
-from PIL.Image import Image
-from torch import Tensor
 
 from alexnet import AlexNet
 from resnet18 import ResNet18
@@ -34,16 +32,9 @@ class Classifier:
 
     name: str
     model: AlexNet | ResNet18
-    classes: list[str]
-    image_size: int = 224
-
-    def preprocessing(self) -> Callable[[Image], Tensor]:
-        """Return torchvision's preprocessing: an image to a tensor (3, image_size, image_size)."""
-        size = self.image_size
-        preprocessing: Callable[[Image], Tensor] = official_weights(self.name).transforms(
-            crop_size=size, resize_size=round(size * 256 / 224)
-        )
-        return preprocessing
+    classes: list[str]  # ImageNet's or indices, where the weights do not name them
+    named: bool
+    image_size: int
 
 
 def official_weights(name: str) -> torchvision.models.WeightsEnum:
@@ -63,31 +54,28 @@ def load_official(name: str) -> Classifier:
         if not cached.exists():
             with contextlib.redirect_stdout(sys.stderr):  # where the progress bar goes, too
                 weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-        model = MODELS[name].from_state_dict(read(cached))
+        return load_file(cached, name)
     except URLError as error:
         raise WeightsError(
             f"cannot download {weights.url} ({error.reason}): connect to a network, put that file "
             f"at {cached}, or name another with --weights"
         ) from error
-    except (KeyError, OSError, RuntimeError, WeightsError) as error:
+    except (OSError, RuntimeError, WeightsError) as error:
         raise WeightsError(f"{error}: delete {cached} to have it downloaded again") from error
-    return Classifier(name, model, list(weights.meta["categories"]))
 
 
 def load_file(path: Path, name: str | None = None) -> Classifier:
-    """Build the model whose weights `path` holds.
+    """Build the model whose weights `path` holds: the one called `name`, by default any.
 
     The file is a state_dict in the names of this project, torchvision or timm, or what
-    `examples.train` leaves: a dictionary of the state_dict, the model's name, the names of its
-    classes and the size of its images. Where it names no classes, they are those of ImageNet if
-    there are 1000, else their indices. `name` is the model that is wanted, by default any.
+    `examples.train` leaves: a dictionary of the state_dict, the names of its classes and the size
+    of its images.
 
     Raises:
         WeightsError: the file cannot be read, or holds no weights of that model.
     """
     saved = read(path)
-    if not (isinstance(saved, Mapping) and "state_dict" in saved):
-        saved = {"state_dict": saved}
+    saved = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": saved}
     try:
         state_dict = saved["state_dict"]
         is_alexnet = "fc3.weight" in state_dict or "classifier.6.weight" in state_dict
@@ -100,17 +88,15 @@ def load_file(path: Path, name: str | None = None) -> Classifier:
         raise WeightsError(f"{path} holds {holds}, not {name}: use --model {holds}")
 
     num_classes = (model.fc if isinstance(model, ResNet18) else model.fc3).out_features
-    classes = saved.get("classes") or [str(index) for index in range(num_classes)]
-    if "classes" not in saved and num_classes == 1000:
-        classes = list(official_weights(holds).meta["categories"])
+    imagenet: list[str] = official_weights(holds).meta["categories"]
+    unnamed = imagenet if num_classes == 1000 else [str(index) for index in range(num_classes)]
+    classes, image_size = saved.get("classes", unnamed), saved.get("image_size", 224)
     if not isinstance(classes, list) or len(classes) != num_classes:
         raise WeightsError(f"{path} does not name each of its {num_classes} classes once")
-    if model.conv1.in_channels != 3:
-        raise WeightsError(f"{path} is for images of {model.conv1.in_channels} channels, not 3")
-    image_size = saved.get("image_size", 224)
-    if not isinstance(image_size, int) or image_size < 1:
-        raise WeightsError(f"{path} is for images of size {image_size!r}, which is not a size")
-    return Classifier(holds, model, [str(label) for label in classes], image_size)
+    if model.conv1.in_channels != 3 or not isinstance(image_size, int) or image_size < 1:
+        shape = f"{model.conv1.in_channels} channels and size {image_size!r}"
+        raise WeightsError(f"{path} is for images of {shape}, not 3 channels and a positive size")
+    return Classifier(holds, model, [str(c) for c in classes], "classes" in saved, image_size)
 
 
 def read(path: Path) -> Any:
@@ -129,10 +115,6 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a file of another kind may raise anything
-        if "GLOBAL" in str(error):
-            raise WeightsError(
-                f"{path} holds code, which is not run: save a state_dict() instead"
-            ) from error
-        raise WeightsError(
-            f"{path} is damaged or was not written by torch.save; nothing in it was run"
-        ) from error
+        code = "GLOBAL" in str(error)  # as torch.load says it
+        what = "holds code" if code else "is damaged or was not written by torch.save"
+        raise WeightsError(f"{path} {what}; nothing in it was run") from error

@@ -188,7 +188,7 @@ def test_bad_files_are_named_and_the_good_ones_classified(photograph, tmp_path, 
         tmp_path / "notes.txt": "not an image",
         tmp_path / "nothing": "not an image",
         tmp_path / "truncated.jpg": "truncated",
-        empty: "no files in it",
+        empty: "Is a directory",
         missing: "No such file",
     }
     for error, (path, reason) in zip(errors, reasons.items()):
