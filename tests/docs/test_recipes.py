@@ -259,10 +259,27 @@ def test_an_int8_network_agrees_on_images_that_it_was_not_calibrated_on(run, nam
     names.update(model=model.eval(), images=images[:128])
     config = pytest.importorskip("torch._inductor.config")
     with torch.no_grad(), config.patch(freezing=False):  # which the recipe sets, as before again
-        quantized, test = run("Int8")["quantized"], images[1200:]
+        quantized, test = run("Int8")["fast"], images[1200:]
         int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (quantized, model))
     assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
     assert deviation(int8, float32) <= 0.1
+
+
+@pytest.mark.slow
+def test_a_saved_network_starts_in_another_process_without_compiling(run, name, tmp_path):
+    pytest.importorskip("torchao")
+    config = pytest.importorskip("torch._inductor.config")
+    torch.compiler.reset()
+    save, load = (b.replace("resnet18", name) for b in RECIPES["Compiled once, for a service"])
+    with config.patch(freezing=False):
+        names = run("Int8")
+        exec(save, names)
+    torch.save(names["images"], "images.pt")
+    load = load.replace("torch.randn(4, 3, 224, 224)", "torch.load('images.pt')")
+    environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    code = f"{load}\ntorch.save(logits, 'logits.pt')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert deviation(torch.load("logits.pt"), names["logits"]) <= 1e-2
 
 
 # In evaluation mode, so that two processes with half of the batch each compute the gradients of one

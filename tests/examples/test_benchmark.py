@@ -2,90 +2,120 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
+import textwrap
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-for package in ("click", "pandas", "tabulate"):
+for package in ("click", "pandas", "tabulate", "lightning_fabric", "matplotlib", "tqdm"):
     pytest.importorskip(package)
 
-import click  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 
-from examples import benchmark  # noqa: E402
+from examples import benchmark, engines  # noqa: E402
+
+SMALL = "--model resnet18 --batch-size 1 --batch-size 2 --image-size 64 --seconds 0.5"
+PLAIN = ["torchvision", "torchvision, channels-last", "ours", "ours, channels-last"]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(benchmark.main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The figures and the tables of a small run."""
+    """The figures of a small run, in which nothing is compiled or exported."""
     folder = tmp_path_factory.mktemp("benchmark")
-    files = {kind: folder / kind for kind in ("json", "markdown")}
-    small = "--model resnet18 --batch-size 1 --batch-size 2 --image-size 64 --seconds 1 --eager"
-    paths = ["--json", str(files["json"]), "--markdown", str(files["markdown"])]
-    assert CliRunner().invoke(benchmark.main, [*small.split(), *paths]).exit_code == 0
-    return json.loads(files["json"].read_text()), files["markdown"].read_text()
+    rows, files = benchmark.implementations, [folder / name for name in ("json", "md", "plot.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        plain = lambda *given: (row for row, _ in zip(rows(*given), range(5)))  # noqa: E731
+        patch.setattr(benchmark, "implementations", plain)
+        kinds = ("--json", "--markdown", "--plot")
+        given = [word for pair in zip(kinds, files) for word in pair]
+        status, tables, _ = run(*SMALL.split(), "--precision", "float32", *given)
+    assert status == 0
+    assert files[1].read_text() == tables
+    with Image.open(files[2]) as picture:
+        assert min(picture.size) >= 300
+    return json.loads(files[0].read_text()), tables
 
 
-def test_every_implementation_stands_in_the_table(report):
+def test_every_row_stands_in_the_table_for_every_batch_size(report):
     figures, tables = report
-    rows = {(figure["task"], figure["implementation"]) for figure in figures["figures"]}
-    for implementation in (
-        "torchvision",
-        "torchvision, channels-last",
-        "ours",
-        "ours, channels-last",
-    ):
-        assert ("inference", implementation) in rows
-        assert ("training step", implementation) in rows
-        assert f"| {implementation} " in tables
-    assert {
-        ("inference", row) for row in ("ours, fused, channels-last", "timm", "ONNX Runtime")
-    } <= rows
-    assert figures["machine"]["torch"] == f"torch {torch.__version__}"
+    rows = {(figure["task"], figure["batch_size"], figure["row"]) for figure in figures}
+    fused = "ours, fused, channels-last"
+    assert {("inference", batch, row) for batch in (1, 2) for row in [*PLAIN, fused]} <= rows
+    assert {("training step", 16, row) for row in PLAIN} <= rows
+    assert all(f"| {row} " in tables for _, _, row in rows)
+    assert f"torch {torch.__version__}" in figures[0]["machine"]
 
 
-def test_ratios_rates_and_shares_are_computed_from_what_was_timed(report):
+def test_ratios_are_computed_from_what_was_timed(report):
     figures, tables = report
-    baseline = {
-        (figure["task"], figure["batch_size"]): median(figure["rounds"])
-        for figure in figures["figures"]
-        if figure["implementation"] == "torchvision"
-    }
-    operations = {}
-    for figure in figures["figures"]:
+    times = {(f["task"], f["batch_size"], f["row"]): median(f["rounds"]) for f in figures}
+    for (task, batch_size, row), figure in zip(times, figures):
         assert len(figure["rounds"]) >= 3
-        assert min(figure["rounds"]) > 0
-        seconds = median(figure["rounds"])
-        assert figure["seconds"] == seconds
-        column = figure["task"], figure["batch_size"]
-        assert figure["ratio"] == pytest.approx(baseline[column] / seconds)
-        operations.setdefault(column, []).append(figure["gigaflops"] * seconds)
-        dtype = "bfloat16" if "bfloat16" in figure["implementation"] else "float32"
-        share = figure["gigaflops"] * 1e9 / figures["limits"][dtype]
-        assert figure["share"] == pytest.approx(share)
-        cell = f"{seconds * 1e3:.1f}, {figure['ratio']:.2f}, {share:.0%}"
-        assert cell in tables
-    for same in operations.values():
-        assert same == pytest.approx([same[0]] * len(same))
-    assert operations["inference", 2][0] == pytest.approx(2 * operations["inference", 1][0])
+        ratio = times[task, batch_size, "torchvision"] / times[task, batch_size, row]
+        milliseconds = 1e3 * times[task, batch_size, row]
+        assert [figure["ms"], figure["times_torchvision"]] == pytest.approx([milliseconds, ratio])
+        assert f"| {milliseconds:.1f}, {ratio:.2f} " in tables
 
 
-def test_a_peer_that_is_not_installed_is_named_and_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
-    networks = benchmark.inference_networks("resnet18", 64, torch.device("cpu"), eager=True)
-    assert not {"timm", "ONNX Runtime"} & networks.keys()
-    assert "timm is not installed and left out" in capsys.readouterr().err
+@pytest.fixture
+def networks(tmp_path):
+    """A function that builds the rows of a precision for a small network."""
+
+    def build(*precisions: str) -> dict:
+        torch.manual_seed(0)
+        ours = benchmark.MODELS["resnet18"](num_classes=3).eval()
+        images = benchmark.photographs(64)
+        theirs, file = benchmark.twin("resnet18", ours), tmp_path / "network.onnx"
+        rows = benchmark.implementations(theirs, ours, images, file)
+        return benchmark.build(rows, precisions, images)[0]
+
+    return build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "precision, rows",
+    [
+        ("float32", ["ours, compiled", "ONNX Runtime", "OpenVINO"]),
+        ("bfloat16", ["ours, compiled, bfloat16", "OpenVINO, bfloat16"]),
+        ("int8", ["ours, compiled, int8", "ONNX Runtime, int8", "OpenVINO, int8"]),
+    ],
+)
+def test_every_engine_gives_the_logits(precision, rows, networks):
+    for package in ("onnxruntime", "onnxscript", "openvino", "nncf", "torchao"):
+        pytest.importorskip(package)
+    assert set(rows) < networks(precision).keys()
+
+
+def test_an_engine_that_is_not_installed_is_named_and_left_out(networks, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    for package in ("openvino", "onnxruntime", "torchao"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert networks("int8").keys() == {"torchvision"}
+    errors = capsys.readouterr().err
+    for row in ("ours, compiled, int8", "ONNX Runtime, int8", "OpenVINO, int8"):
+        assert f"{row} is left out: " in errors
 
 
 def test_other_logits_stop_the_benchmark():
     theirs = nn.Flatten()
-    with pytest.raises(click.ClickException, match="the logits of wrong differ by"):
-        benchmark.inference(
-            {"torchvision": theirs, "wrong": lambda x: theirs(x) * 1.01}, torch.ones(1, 3)
-        )
+    wrong = nn.Sequential(theirs, nn.Threshold(2, 1.01))
+    rows = [("float32", "torchvision", lambda: theirs), ("float32", "wrong", lambda: wrong)]
+    with pytest.raises(benchmark.click.ClickException, match="the logits of wrong differ by"):
+        benchmark.build(rows, ("float32",), torch.ones(1, 3))
 
 
 def test_the_rows_take_turns():
@@ -95,7 +125,35 @@ def test_the_rows_take_turns():
     assert turns.replace("aa", "a").count("ab") >= 3
 
 
-def test_a_missing_folder_is_one_line_before_anything_is_timed(tmp_path):
-    given = ["--json", str(tmp_path / "none" / "figures.json")]
-    result = CliRunner().invoke(benchmark.main, given)
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+def test_accuracy_counts_every_image_once():
+    images = [(torch.full((3, 2, 2), value, dtype=torch.uint8), value % 2) for value in range(5)]
+    val = type(
+        "Val", (), {"__len__": lambda _: 5, "__getitem__": lambda _, item: images[item[0]]}
+    )()
+    zero = lambda images: torch.eye(2)[[0] * len(images)]  # noqa: E731
+    one = lambda images: torch.eye(2)[[1] * len(images)]  # noqa: E731
+    table = benchmark.accuracy({"torchvision": zero, "other": one}, val, 2)
+    assert table.loc["torchvision"].tolist() == [60, 100]
+    assert table.loc["other"].tolist() == [40, 0]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("--json none/figures.json", "there is no folder none"),
+        ("--weights model.pt", "--weights and --data go together"),
+        ("--weights model.pt --data data", "cannot read model.pt"),
+        ("--image-size 32", "32 is not in the range"),
+    ],
+)
+def test_what_cannot_be_timed_is_one_line(given, words):
+    status, stdout, stderr = run(*given.split())
+    assert (status, stdout, stderr.count("\n")) == (1, "", 1)
+    assert words in stderr
+
+
+@pytest.mark.parametrize("recipe", [engines.compiled, engines.in_int8])
+def test_the_page_has_the_lines_that_are_timed(recipe):
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
+    lines = textwrap.dedent(inspect.getsource(recipe).split('"""\n')[1]).splitlines()
+    assert [line for line in lines if line not in page] == ["return fast"]
