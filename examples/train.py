@@ -105,7 +105,7 @@ def train_epoch(
     start, results = time.perf_counter(), []
     for step, (images, labels) in enumerate(batches, 1):
         images, labels = fabric.to_device((images, labels))
-        logits = model(NORMALIZE(images.float()).contiguous(memory_format=torch.channels_last))
+        logits = model(NORMALIZE(images.contiguous(memory_format=torch.channels_last).float()))
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         fabric.backward(loss)
@@ -132,7 +132,7 @@ def validate(fabric: Fabric, network: Any, batches: Any) -> dict[str, float]:
     total: Any = torch.zeros(4, dtype=torch.float64, device=fabric.device)
     for images, labels in batches:
         images, labels = fabric.to_device((images, labels))
-        images = NORMALIZE(images.float()).contiguous(memory_format=torch.channels_last)
+        images = NORMALIZE(images.contiguous(memory_format=torch.channels_last).float())
         with fabric.autocast():
             logits = network(images).float()
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
