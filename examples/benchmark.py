@@ -23,7 +23,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Mapping
 
 import click
 import pandas as pd
@@ -35,22 +35,11 @@ from matplotlib import cbook
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from examples.engines import (
-    DTYPES,
-    Network,
-    compiled,
-    in_autocast,
-    in_int8,
-    in_onnx_runtime,
-    in_onnx_runtime_int8,
-    in_openvino,
-    to_onnx,
-)
+from examples.engines import Network, channels_last, implementations, in_autocast, twin
 from examples.memory import reuse_memory
 from examples.options import Command, Device, FiniteRange, said_once
 from examples.train import NORMALIZE, load_images
@@ -74,43 +63,6 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], budget: float) -> dict
         for name, timer in timers.items():
             times[name].append(timer.blocked_autorange(min_run_time=A_TURN).median)
     return times
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """Return a copy in PyTorch's layout idiom."""
-    return copy.deepcopy(model).to(memory_format=torch.channels_last)
-
-
-def twin(name: str, ours: nn.Module) -> nn.Module:
-    """Return torchvision's network with the weights of ours, which it has in the same order."""
-    *_, bias = ours.parameters()
-    theirs: nn.Module = torchvision.models.get_model(name, num_classes=len(bias)).eval()
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values())))
-    return theirs.to(bias.device)
-
-
-def implementations(
-    theirs: nn.Module, ours: nn.Module, images: Tensor, file: Path
-) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Yield the precision, the name and what builds each; int8 is calibrated on the images."""
-    yield "float32", "torchvision", lambda: theirs
-    yield "float32", "torchvision, channels-last", lambda: channels_last(theirs)
-    yield "float32", "ours", lambda: ours
-    yield "float32", "ours, channels-last", lambda: channels_last(ours)
-    yield "float32", "ours, fused, channels-last", lambda: channels_last(fuse(ours))
-    yield "float32", "ours, compiled", lambda: compiled(channels_last(ours))
-    for half in DTYPES:
-        theirs_in_half = partial(in_autocast, channels_last(theirs), half)
-        yield half, f"torchvision, channels-last, {half}", theirs_in_half
-        yield half, f"ours, compiled, {half}", partial(in_autocast, channels_last(ours), half, True)
-    if images.device.type == "cpu":
-        to_onnx(ours, images, file)
-        yield "float32", "ONNX Runtime", lambda: in_onnx_runtime(file)
-        yield "float32", "OpenVINO", lambda: in_openvino(file, images, "float32")
-        yield "bfloat16", "OpenVINO, bfloat16", lambda: in_openvino(file, images, "bfloat16")
-        yield "int8", "ours, compiled, int8", lambda: in_int8(ours, images)
-        yield "int8", "ONNX Runtime, int8", lambda: in_onnx_runtime_int8(file, images)
-        yield "int8", "OpenVINO, int8", lambda: in_openvino(file, images, "int8")
 
 
 @torch.no_grad()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch._inductor.config
+import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 Network = Callable[[Tensor], Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -101,3 +105,40 @@ def in_openvino(file: Path, images: Tensor, precision: str) -> Network:
     settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bfloat16" else "f32"
     network = core.compile_model(model, "CPU", settings)
     return lambda images: torch.from_numpy(network(images.numpy())[0])
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Return a copy in PyTorch's layout idiom."""
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+
+def twin(name: str, ours: nn.Module) -> nn.Module:
+    """Return torchvision's network with the weights of ours, which it has in the same order."""
+    *_, bias = ours.parameters()
+    theirs: nn.Module = torchvision.models.get_model(name, num_classes=len(bias)).eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values())))
+    return theirs.to(bias.device)
+
+
+def implementations(
+    theirs: nn.Module, ours: nn.Module, images: Tensor, file: Path
+) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Yield the precision, the name and what builds each; int8 is calibrated on the images."""
+    yield "float32", "torchvision", lambda: theirs
+    yield "float32", "torchvision, channels-last", lambda: channels_last(theirs)
+    yield "float32", "ours", lambda: ours
+    yield "float32", "ours, channels-last", lambda: channels_last(ours)
+    yield "float32", "ours, fused, channels-last", lambda: channels_last(fuse(ours))
+    yield "float32", "ours, compiled", lambda: compiled(channels_last(ours))
+    for half in DTYPES:
+        theirs_in_half = partial(in_autocast, channels_last(theirs), half)
+        yield half, f"torchvision, channels-last, {half}", theirs_in_half
+        yield half, f"ours, compiled, {half}", partial(in_autocast, channels_last(ours), half, True)
+    if images.device.type == "cpu":
+        to_onnx(ours, images, file)
+        yield "float32", "ONNX Runtime", lambda: in_onnx_runtime(file)
+        yield "float32", "OpenVINO", lambda: in_openvino(file, images, "float32")
+        yield "bfloat16", "OpenVINO, bfloat16", lambda: in_openvino(file, images, "bfloat16")
+        yield "int8", "ours, compiled, int8", lambda: in_int8(ours, images)
+        yield "int8", "ONNX Runtime, int8", lambda: in_onnx_runtime_int8(file, images)
+        yield "int8", "OpenVINO, int8", lambda: in_openvino(file, images, "int8")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -263,6 +265,20 @@ def test_an_int8_network_agrees_on_images_that_it_was_not_calibrated_on(run, nam
         int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (quantized, model))
     assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
     assert deviation(int8, float32) <= 0.1
+
+
+def test_cifar_10_becomes_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = (tmp_path / "cifar-10" / "cifar-10-batches-py").resolve()
+    files.mkdir(parents=True)
+    batch = {"data": np.zeros((1, 3072), "uint8"), "labels": [3]}
+    for name in [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]:
+        (files / name).write_bytes(pickle.dumps(batch))  # as they are distributed, but for the rest
+    (files / "batches.meta").write_bytes(pickle.dumps({"label_names": [*"abc", "cat", *"efghij"]}))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    exec(blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"))[0])
+    images = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert images == [f"cifar-10/train/cat/{i}.png" for i in range(5)] + ["cifar-10/val/cat/0.png"]
 
 
 @pytest.mark.slow

@@ -78,8 +78,8 @@ def networks(tmp_path):
         torch.manual_seed(0)
         ours = benchmark.MODELS["resnet18"](num_classes=3).eval()
         images = benchmark.photographs(64)
-        theirs, file = benchmark.twin("resnet18", ours), tmp_path / "network.onnx"
-        rows = benchmark.implementations(theirs, ours, images, file)
+        theirs, file = engines.twin("resnet18", ours), tmp_path / "network.onnx"
+        rows = engines.implementations(theirs, ours, images, file)
         return benchmark.build(rows, precisions, images)[0]
 
     return build

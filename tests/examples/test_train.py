@@ -163,6 +163,10 @@ def test_two_processes_train_and_count_each_image_once(finished, digits, tmp_pat
     assert "of 33 images" in shared
 
 
+def test_a_run_of_twenty_steps_has_a_schedule(digits, tmp_path):
+    assert call(*options(digits, tmp_path / "run", "--epochs", "5"))[0] == 0
+
+
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_processes_share_each_batch_of_one(epoch):
     def batches(rank: int, processes: int) -> list[list[tuple[int, int]]]:
