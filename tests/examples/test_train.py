@@ -290,18 +290,29 @@ def test_a_terminal_gets_a_progress_bar_and_ctrl_c_leaves_a_checkpoint(digits, t
     assert len(read(tmp_path / "run" / "last.ckpt")["rows"]) >= 1
 
 
-def test_a_process_that_reads_images_and_is_killed_ends_the_run_with_one_line(digits, tmp_path):
-    process = start("examples.train", *options(digits, tmp_path / "run", "--epochs", "500"))
+@pytest.mark.parametrize(
+    "given, name, words",
+    [
+        ("--workers 1", "pt_data_worker", "a process that reads images was killed"),
+        pytest.param(
+            *("--workers 0 --devices 2", "", "another process of this run was killed"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_killed_process_ends_the_run_with_one_line(given, name, words, digits, tmp_path):
+    endless = ["--epochs", "500", *given.split()]
+    process = start("examples.train", *options(digits, tmp_path / "run", *endless))
     assert process.stdout.readline().startswith("epoch 1/500")
-    readers = []
+    children = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        name, _, fields = status.read_text().partition(") ")
-        if fields.split()[1] == str(process.pid) and "pt_data_worker" in name:
-            readers.append(int(status.parent.name))
-    os.kill(min(readers, default=process.pid), signal.SIGKILL)
+        title, _, fields = status.read_text().partition(") ")
+        if fields.split()[1] == str(process.pid) and name in title:
+            children.append(int(status.parent.name))
+    os.kill(min(children, default=process.pid), signal.SIGKILL)
     _, stderr = process.communicate(timeout=MINUTES)
     assert process.returncode == 1
-    assert stderr.startswith("Error: a process that reads images was killed")
+    assert stderr.startswith(f"Error: {words}")
     assert stderr.count("\n") == 1, stderr
 
 
