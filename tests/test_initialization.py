@@ -85,7 +85,7 @@ def digits():
     return (images - images.mean()) / images.std(), torch.tensor(digits.target)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 @pytest.mark.parametrize(
     "name, size, batch_size, lr", [("alexnet", 64, 64, 0.005), ("resnet18", 32, 32, 0.01)]
 )
