@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -51,6 +52,7 @@ def said_once() -> Iterator[None]:
 
     That is the first process, or the one that alone has an image or a reader it cannot go on with.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it is about to do
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     try:
         yield

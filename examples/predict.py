@@ -26,8 +26,6 @@ from examples.memory import reuse_memory
 from examples.options import Command, Device
 from examples.weights import MODELS, Classifier, load_file, load_official, official_weights
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-
 
 def open_images(paths: list[Path], preprocess: Any) -> list[Tensor | ImageError]:
     """Return each image (3, H, W), or what is wrong with it."""
@@ -54,7 +52,7 @@ def predict(
     for batch in batches:
         images = [image for image in batch if isinstance(image, Tensor)]
         if images:
-            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(torch.stack(images).to(device))  # (N, num_classes)
             probabilities = iter(logits.float().softmax(1).cpu())
         yield from (next(probabilities) if isinstance(i, Tensor) else i for i in batch)
@@ -66,7 +64,7 @@ def predict(
 @click.option("--weights", type=click.Path(path_type=Path), help="[default: official ImageNet's]")
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes to print.")
 @click.option("--device", type=Device(), default="cuda" if torch.cuda.is_available() else "cpu")
-@click.option("--precision", type=click.Choice(sorted(DTYPES)), default="float32")
+@click.option("--precision", type=click.Choice(["bf16", "float32"]), default="float32")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 def main(
@@ -78,8 +76,7 @@ def main(
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
     classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
     folders = [sorted(file for file in path.rglob("[!.]*") if file.is_file()) for path in paths]
-    files = [file for path, inside in zip(paths, folders) for file in inside or [path]]
-    status = 0
+    files, status = [file for path, inside in zip(paths, folders) for file in inside or [path]], 0
     for path, result in zip(files, predict(classifier, files, **how)):
         if isinstance(result, ImageError):
             result.show()

@@ -1,15 +1,12 @@
 """Train, fine-tune or evaluate AlexNet or ResNet-18 on a folder of images.
 
-    python -m examples.train DATA --model resnet18 --epochs 30
-    python -m examples.train DATA --weights run/model.pt --evaluate
-    torchrun --nproc-per-node 4 -m examples.train DATA
-
-The recipe is the papers': SGD with momentum, weight decay, random crops and flips.
+python -m examples.train DATA --model resnet18 --epochs 30
+python -m examples.train DATA --weights run/model.pt --evaluate
+torchrun --nproc-per-node 4 -m examples.train DATA
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -61,8 +58,8 @@ def load_network(options: dict[str, Any], classes: list[str], new_head: bool) ->
     options["model"] = start.name
     if len(start.classes) != len(classes) or (start.named and start.classes != classes):
         if not new_head:
-            theirs = f"the weights' {len(start.classes)}: {', '.join(start.classes[:3])}, …"
-            raise click.ClickException(f"the classes of val/ are not {theirs}")
+            theirs = f"{len(start.classes)}: {', '.join(start.classes[:3])}, …"
+            raise click.ClickException(f"the weights have other classes than val/, {theirs}")
         head = {"alexnet": "fc3", "resnet18": "fc"}[start.name]
         setattr(start.model, head, getattr(MODELS[start.name](len(classes)), head))
     return start.model
@@ -90,10 +87,9 @@ def load_checkpoint(out: Path, options: dict[str, Any], resume: bool) -> dict[st
     if not resume:
         raise click.ClickException(f"{out} holds a run: add --resume, or name another with --out")
     saved: dict[str, Any] = read(out / "last.ckpt")
-    for name, before in saved["options"].items():  # each of them changes the result
-        if options[name] != before:
-            option = f"{name.replace('_', '-')} {before}, not {options[name]}"
-            raise click.ClickException(f"{out} holds a run with {option}")
+    for name, was in saved["options"].items():  # each of them changes the result
+        if options[name] != was:
+            raise click.ClickException(f"{out} holds a run with {name} {was}, not {options[name]}")
     return saved
 
 
@@ -185,7 +181,6 @@ def save(out: Path, rows: list[dict[str, float]], best: Any, checkpoint: Any) ->
 def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **options: Any) -> None:
     """Train, fine-tune or evaluate a network on DATA/train/<class>/ and DATA/val/<class>/."""
     reuse_memory()
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     given = [name for name in ("pretrained", "weights") if options[name]]
     if len(given) > 1 or (evaluate and (resume or not given)):
         line = "give --pretrained or --weights; --evaluate needs one of them, and no --resume"
@@ -201,10 +196,9 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     options["data"] = f"{len(train)} + {len(val)} images (names {zlib.crc32(names.encode()):08x})"
     checkpoint = {} if evaluate else load_checkpoint(out, options, resume)
 
-    local, nodes = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("GROUP_WORLD_SIZE")
-    where: Any = {"devices": int(local or processes), "num_nodes": int(nodes or 1)}  # torchrun's
-    where |= {"accelerator": "cuda" if torch.cuda.is_available() else "cpu"}
-    fabric = Fabric(precision=options["precision"], **where)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))  # torchrun's
+    where: Any = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "num_nodes": nodes}
+    fabric = Fabric(devices=processes // nodes, precision=options["precision"], **where)
     click.get_current_context().obj = fabric.strategy.launcher  # for `said_once`
     fabric.launch()
     rank, batch_size = fabric.global_rank, options["batch_size"]
@@ -231,23 +225,22 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     if options["compile"]:
         network.compile()  # in place: the weights keep their names
     model, optimizer = fabric.setup(network, optimizer)
-
     rows = checkpoint["rows"]
     for epoch in range(len(rows) + 1, options["epochs"] + 1):
         shuffle.set_epoch(epoch)
         torch.manual_seed(mix(options["seed"], epoch, rank))  # dropout's, in a resumed run as well
-        title, hidden = f"epoch {epoch}/{options['epochs']}", rank > 0 or None  # None: no terminal
-        scale = {"unit": " images", "unit_scale": batch_size}
-        bar: Any = tqdm(train_batches, title, leave=False, disable=hidden, **scale)
+        title = f"epoch {epoch}/{options['epochs']}"
+        scale: Any = {"unit": " images", "unit_scale": batch_size, "disable": rank > 0 or None}
+        bar: Any = tqdm(train_batches, title, leave=False, **scale)  # None: on terminals alone
         row = train_epoch(fabric, model, optimizer, schedule, bar, options["label_smoothing"])
         row = {"epoch": epoch, **row, **validate(fabric, network, val_batches)}
         if not math.isfinite(row["val_loss"]):  # the last step has no other loss to show for it
             raise click.ClickException(f"loss {row['val_loss']} after step {schedule.last_epoch}")
         rows.append(row)
         if rank == 0:
+            values = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
             best: Any = {"image_size": options["image_size"], "classes": train.classes}
-            weights = network.state_dict()
-            best["state_dict"] = {name: weights[name].cpu().contiguous() for name in weights}
+            best["state_dict"] = values
             state = {name: part.state_dict() for name, part in parts.items()}
             save(out, rows, best, {**state, "options": options, "rows": rows})
             click.echo(f"{title}: " + ", ".join(f"{key} {row[key]:.2f}" for key in list(row)[1:]))

@@ -375,7 +375,7 @@ def test_values_that_make_no_sense_are_refused(given, words, digits, tmp_path, m
     "classes, given, words",
     [
         ("013", "", "holds a run: add --resume"),
-        ("013", "--resume --model alexnet --image-size 64", "holds a run with image-size 32"),
+        ("013", "--resume --model alexnet --image-size 64", "holds a run with image_size 32"),
         ("013", "--resume --epochs 4", "epochs 3, not 4"),
         ("013", "--resume --lr 0.2", "lr 0.1, not 0.2"),
         ("013", "--resume --precision bf16-mixed", "precision 32, not bf16-mixed"),
