@@ -127,23 +127,23 @@ def photographs(size: int) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(networks: dict[str, Network], val: Any, batch_size: int) -> pd.DataFrame:
+def accuracy(networks: dict[str, Network], val: Any, batch_size: int, device: Any) -> pd.DataFrame:
     """Return the accuracy of each network and how often it agrees with torchvision's."""
     hits: Any = dict.fromkeys(networks, 0)
     same: Any = dict.fromkeys(networks, 0)
     for images, labels in DataLoader(val, batch_size, sampler=[(i, 0) for i in range(len(val))]):
-        expected = networks["torchvision"](NORMALIZE(images.float())).argmax(1)
-        for row, network in networks.items():
-            guess = network(NORMALIZE(images.float())).argmax(1)
+        images = NORMALIZE(images.to(device).float())
+        guesses = {row: network(images).argmax(1).cpu() for row, network in networks.items()}
+        for row, guess in guesses.items():
             hits[row] += (guess == labels).sum().item()
-            same[row] += (guess == expected).sum().item()
+            same[row] += (guess == guesses["torchvision"]).sum().item()
     table = pd.DataFrame({"top-1 %": hits, "as in float32 %": same})
     return (100 * table / len(val)).round(2)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the figures as tables: a row for each implementation, a column for each shape."""
-    text = f"{machine()}\n"
+    text = f"{table['machine'].iloc[0]}\n"
     for (model, task), rows in table.groupby(["model", "task"], sort=False):
         pivot = rows.pivot_table("cell", "row", "shape", aggfunc="first", sort=False)
         cells = pivot.rename_axis(index="").to_markdown()
@@ -231,7 +231,7 @@ def main(
         if data:
             train, val = load_images(data, size)
             some = [train[index, 0][0] for index in torch.randperm(len(train))[:256].tolist()]
-            images = NORMALIZE(torch.stack(some).float())
+            images = NORMALIZE(torch.stack(some).to(device).float())
         with tempfile.TemporaryDirectory() as folder:
             rows = implementations(theirs, ours, images, Path(folder, "network.onnx"))
             networks, seconds = build(rows, given["precision"], images)
@@ -255,9 +255,8 @@ def main(
                     | {"times_torchvision": ratio, "rounds": rounds}
                 )
         if data:
-            costs = accuracy(networks, val, given["batch_size"][-1]).assign(
-                seconds=pd.Series(seconds)
-            )
+            costs = accuracy(networks, val, given["batch_size"][-1], device)
+            costs = costs.assign(seconds=pd.Series(seconds))
             text += f"\n**{model}, {len(val):,} images**\n\n{costs.to_markdown()}\n"
 
     table = pd.DataFrame(results).assign(machine=machine())

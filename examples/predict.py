@@ -44,8 +44,8 @@ def predict(
 ) -> Iterator[Tensor | ImageError]:
     """Yield the probabilities (num_classes,) of each file's classes, or what is wrong with it."""
     model = fuse(classifier.model.eval()).to(memory_format=torch.channels_last).to(device)
-    size = {"crop_size": (s := classifier.image_size), "resize_size": round(s * 256 / 224)}
-    preprocess = official_weights(classifier.name).transforms(**size)
+    size, transforms = classifier.image_size, official_weights(classifier.name).transforms
+    preprocess = transforms(crop_size=size, resize_size=round(size * 256 / 224))
     workers = min((os.cpu_count() or 1) // 2, len(files) // 16)  # few files: not worth a process
     collate = partial(open_images, preprocess=preprocess)
     batches: Any = DataLoader(files, batch_size, num_workers=workers, collate_fn=collate)  # type: ignore

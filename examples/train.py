@@ -217,7 +217,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     train_batches: Any = DataLoader(train, sampler=shuffle, drop_last=True, **loading)
     lr, decay = options["lr"] * batch_size / 256, WEIGHT_DECAYS[options["model"]]
     optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
-    steps = max(21, len(train) // batch_size * options["epochs"])  # 20 would be divided by 0
+    steps = max(21, len(train) // batch_size * options["epochs"])  # OneCycleLR fails at 20
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     for name in parts.keys() & checkpoint.keys():
