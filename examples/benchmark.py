@@ -1,28 +1,24 @@
 """Time both networks at every precision, beside torchvision, ONNX Runtime and OpenVINO.
 
     python -m examples.benchmark
-    python -m examples.benchmark --model resnet18 --precision int8 --json figures.json
-    python -m examples.benchmark --weights run/model.pt --data DATA
+    python -m examples.benchmark --model resnet18 --precision int8 --out figures
 
 The rows of a table take turns, round after round, so that a machine that is busy for a while is
-busy for all of them. Figures are medians over the rounds. With --weights and --data, int8 is
-calibrated on images of DATA/train/, and a second table has the accuracy on DATA/val/.
+busy for all of them. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
-import copy
 import datetime
 import itertools
 import logging
 import platform
 import re
 import tempfile
-import timeit
+import time
 import warnings
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Callable, Mapping
 
 import click
@@ -36,70 +32,54 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from examples.engines import Network, channels_last, implementations, in_autocast, twin
+from examples.engines import Network, implementations
 from examples.memory import reuse_memory
-from examples.options import Command, Device, FiniteRange, said_once
-from examples.train import NORMALIZE, load_images
-from examples.weights import MODELS, load_file
+from examples.options import Command, Device
+from examples.train import NORMALIZE
+from examples.weights import MODELS
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1, "int8": 0.3}  # of the largest logit
-A_TURN = 0.05  # seconds, one call at least
-
-
-def time_in_turns(calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
-    """Return the seconds of each call, round by round; all rounds take about `budget` seconds."""
-    threads = torch.get_num_threads()
-    timers = {
-        name: Timer("call()", globals={"call": call}, num_threads=threads)
-        for name, call in calls.items()
-    }
-    once = {name: timeit.timeit(call, number=1) for name, call in calls.items()}
-    a_round = sum(seconds + max(seconds, A_TURN) for seconds in once.values())  # one to warm up
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(max(3, round(budget / a_round))):
-        for name, timer in timers.items():
-            times[name].append(timer.blocked_autorange(min_run_time=A_TURN).median)
-    return times
 
 
 @torch.no_grad()
-def build(rows: Any, precisions: tuple[str, ...], images: Tensor) -> tuple[Any, Any]:
-    """Return the networks that can be had, and the seconds until the first answer of each.
+def build(
+    rows: Mapping[str, Callable[[], Network]], precisions: tuple[str, ...], images: Tensor
+) -> dict[str, Network]:
+    """Return the networks of some precisions, as far as their engines are installed.
 
     Raises:
         click.ClickException: a network has other logits than torchvision's.
     """
     networks: dict[str, Network] = {}
-    seconds = {}
-    for precision, row, make in rows:
-        if precision in precisions or row == "torchvision":
-            click.echo(f"building {row}", err=True)
-            start = timeit.default_timer()
-            try:
-                networks[row] = make()
-            except ImportError as error:
-                click.echo(f"{row} is left out: {error}", err=True)
-                continue
-            logits = networks[row](images)
-            seconds[row] = round(timeit.default_timer() - start, 1)
-            expected = networks["torchvision"](images)
-            difference = (logits - expected).abs().max() / expected.abs().max()
-            if not difference < TOLERANCES[precision]:
-                raise click.ClickException(f"the logits of {row} differ by {difference:.1e}")
-    return networks, seconds
+    for row, make in rows.items():
+        suffix = row.split(", ")[-1]
+        precision = suffix if suffix in TOLERANCES else "float32"
+        if precision not in precisions and row != "torchvision":
+            continue
+        start = time.perf_counter()
+        try:
+            networks[row] = make()
+        except ImportError as error:
+            click.echo(f"{row} is left out: {error}", err=True)
+            continue
+        logits, expected = networks[row](images), networks["torchvision"](images)
+        click.echo(f"{row}: first answer after {time.perf_counter() - start:.1f} s", err=True)
+        difference = (logits - expected).abs().max() / expected.abs().max()
+        if not difference < TOLERANCES[precision]:
+            raise click.ClickException(f"the logits of {row} differ by {difference:.1e}")
+    return networks
 
 
-def training_step(model: nn.Module, precision: str, images: Tensor) -> Callable[[], None]:
+def training_step(network: Any, images: Tensor) -> Callable[[], None]:
     """Return a step of SGD on the images (N, 3, H, W)."""
+    model: nn.Module = getattr(network, "__wrapped__", network)  # in torch.autocast
     optimizer = torch.optim.SGD(model.train().parameters(), 1e-3, 0.9, weight_decay=1e-4)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    forward = model if precision == "float32" else in_autocast(model, precision)
 
     def step() -> None:
-        loss = F.cross_entropy(forward(images), labels)
+        loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -107,15 +87,22 @@ def training_step(model: nn.Module, precision: str, images: Tensor) -> Callable[
     return step
 
 
-def training(theirs: nn.Module, ours: nn.Module, images: Tensor) -> dict[str, Callable[[], None]]:
-    """Return a training step of each network: as it is, channels-last, and in bfloat16."""
-    rows = {}
-    for owner, model in (("torchvision", theirs), ("ours", ours)):
-        rows[owner] = training_step(copy.deepcopy(model), "float32", images)
-        tiled = f"{owner}, channels-last"
-        rows[tiled] = training_step(channels_last(model), "float32", images)
-        rows[f"{tiled}, bfloat16"] = training_step(channels_last(model), "bfloat16", images)
-    return rows
+def time_in_turns(
+    calls: Mapping[str, Callable[[], Any]], seconds: float, **columns: object
+) -> pd.DataFrame:
+    """Return the milliseconds of each call in each round, for as many rounds as take `seconds`."""
+    click.echo(f"timing {', '.join(map(str, columns.values()))}", err=True)
+    threads, end = torch.get_num_threads(), time.perf_counter() + seconds
+    timers = {
+        row: Timer("call()", globals={"call": call}, num_threads=threads)
+        for row, call in calls.items()
+    }
+    times: list[dict[str, Any]] = []
+    while len(times) < 3 * len(timers) or time.perf_counter() < end:
+        for row, timer in timers.items():
+            turn = timer.blocked_autorange(min_run_time=0.05)
+            times.append({**columns, "row": row, "ms": 1e3 * turn.median})
+    return pd.DataFrame(times)
 
 
 def photographs(size: int) -> Tensor:
@@ -126,50 +113,32 @@ def photographs(size: int) -> Tensor:
     return torch.as_tensor(NORMALIZE(crops.float()))
 
 
-@torch.no_grad()
-def accuracy(networks: dict[str, Network], val: Any, batch_size: int, device: Any) -> pd.DataFrame:
-    """Return the accuracy of each network and how often it agrees with torchvision's."""
-    hits: Any = dict.fromkeys(networks, 0)
-    same: Any = dict.fromkeys(networks, 0)
-    for images, labels in DataLoader(val, batch_size, sampler=[(i, 0) for i in range(len(val))]):
-        images = NORMALIZE(images.to(device).float())
-        guesses = {row: network(images).argmax(1).cpu() for row, network in networks.items()}
-        for row, guess in guesses.items():
-            hits[row] += (guess == labels).sum().item()
-            same[row] += (guess == guesses["torchvision"]).sum().item()
-    table = pd.DataFrame({"top-1 %": hits, "as in float32 %": same})
-    return (100 * table / len(val)).round(2)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return the figures as tables: a row for each implementation, a column for each shape."""
-    text = f"{table['machine'].iloc[0]}\n"
-    for (model, task), rows in table.groupby(["model", "task"], sort=False):
-        pivot = rows.pivot_table("cell", "row", "shape", aggfunc="first", sort=False)
-        cells = pivot.rename_axis(index="").to_markdown()
-        text += f"\n**{model}, {task}**: milliseconds, times torchvision\n\n{cells}\n"
+def markdown(times: pd.DataFrame) -> str:
+    """Return the medians as tables: a row for each implementation, a column for each shape."""
+    text = ""
+    for (model, task), rows in times.groupby(["model", "task"], sort=False):
+        shapes = ["batch_size", "image_size"]
+        ms = rows.pivot_table("ms", "row", shapes, aggfunc="median", sort=False)
+        ratios = ms.loc["torchvision"] / ms
+        cells = ms.map("{:.1f}, ".format) + ratios.map("{:.2f}".format)
+        cells.columns = cells.columns.map("{0[0]} × {0[1]} × {0[1]}".format)
+        text += f"\n**{model}, {task}**: milliseconds, times torchvision\n\n"
+        text += f"{cells.rename_axis(index='').to_markdown()}\n"
     return text
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the time of an image by batch size, and by image size, where there are several."""
-    table = table.assign(**{"ms per image": table["ms"] / table["batch_size"]})
-    table = table[
-        table["row"].str.match("torchvision$|ours, (chan|comp)") & table["task"].eq("inference")
-    ]
-    panels = [by for by in ("batch_size", "image_size") if table[by].nunique() > 1] or [
-        "batch_size"
-    ]
-    figure = Figure(figsize=(10, 4 * len(panels)), layout="constrained")
-    axes = iter(figure.subplots(len(panels), 2, squeeze=False).flat)
-    for by in panels:
-        other = "image_size" if by == "batch_size" else "batch_size"
-        for model, rows in table[table[other] == table[other].max()].groupby("model"):
-            lines = rows.pivot_table("ms per image", by, "row", sort=False)
-            title = f"{model}, {other.replace('_', ' ')} {table[other].max()}"
-            lines.plot(
-                ax=next(axes), style=".-", title=title, ylabel="ms per image", ylim=(0, None)
-            )
+def draw(times: pd.DataFrame, path: Path) -> None:
+    """Draw the time of an image by batch size, for each network and image size."""
+    drawn = times["row"].str.match("torchvision$|ours, (chan|comp)")
+    times = times[drawn & times["task"].eq("inference")]
+    times = times.assign(**{"ms per image": times["ms"] / times["batch_size"]})
+    groups = times.groupby(["model", "image_size"])
+    figure = Figure(figsize=(5 * len(groups), 5), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False).flat
+    for axes, ((model, size), rows) in zip(panels, groups):
+        lines = rows.pivot_table("ms per image", "batch_size", "row", "median", sort=False)
+        title = f"{model}, {size} × {size}"
+        lines.plot(ax=axes, style=".-", title=title, ylabel="ms per image").set_ylim(0)
     figure.savefig(path)
 
 
@@ -187,7 +156,6 @@ def machine() -> str:
     return f"{processor} ({instructions}), {threads} threads, {versions}, {today}"
 
 
-FILE: Any = click.Path(path_type=Path, dir_okay=False)
 PRECISION = click.Choice(list(TOLERANCES))
 
 
@@ -196,78 +164,49 @@ PRECISION = click.Choice(list(TOLERANCES))
 @click.option("--precision", multiple=True, type=PRECISION, default=["float32", "bfloat16", "int8"])
 @click.option("--batch-size", multiple=True, type=click.IntRange(1), default=[1, 8, 32])
 @click.option("--image-size", multiple=True, type=click.IntRange(63), default=[224])
-@click.option("--weights", type=FILE, help="Of the network to time, by default random.")
-@click.option("--data", type=click.Path(path_type=Path), help="Its images, for the accuracy.")
 @click.option("--device", type=Device(), default="cuda" if torch.cuda.is_available() else "cpu")
-@click.option("--seconds", type=FiniteRange(0), default=6.0, help="To time a column for.")
-@click.option("--markdown", "tables", type=FILE, help="Write the tables here too.")
-@click.option("--json", "figures", type=FILE, help="Write every figure here.")
-@click.option("--plot", "picture", type=FILE, help="Draw time by batch and image size.")
-@said_once()
-def main(
-    tables: Path | None, figures: Path | None, picture: Path | None, device: Any, **given: Any
-) -> None:
+@click.option("--seconds", type=click.IntRange(0), default=6, help="To time a column for.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for table.md, times.json and times.png."
+)
+def main(device: Any, seconds: float, out: Path | None, **given: Any) -> None:
     """Time both networks at every precision, beside torchvision, ONNX Runtime and OpenVINO."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch._inductor.config.max_autotune_report_choices_stats = False
     torch._inductor.config.autotune_num_choices_displayed = 0
     reuse_memory()  # for all rows alike
-    for path in filter(None, (tables, figures, picture)):
-        if not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
-    weights, data = given["weights"], given["data"]
-    if (weights is None) != (data is None):
-        raise click.ClickException("--weights and --data go together")
-    start = load_file(weights) if weights else None
-    if start:
-        given |= {"model": [start.name], "image_size": [start.image_size]}
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
 
-    results, text = [], ""
+    frames = []
     for model, size in itertools.product(given["model"], given["image_size"]):
         torch.manual_seed(0)
-        ours = (start.model if start else MODELS[model]()).eval().to(device)
-        theirs, images = twin(model, ours), photographs(size).to(device)
-        if data:
-            train, val = load_images(data, size)
-            some = [train[index, 0][0] for index in torch.randperm(len(train))[:256].tolist()]
-            images = NORMALIZE(torch.stack(some).to(device).float())
+        theirs = torchvision.models.get_model(model).eval().to(device)
+        ours = MODELS[model].from_state_dict(theirs.state_dict()).eval().to(device)
+        images = photographs(size).to(device)
         with tempfile.TemporaryDirectory() as folder:
-            rows = implementations(theirs, ours, images, Path(folder, "network.onnx"))
-            networks, seconds = build(rows, given["precision"], images)
-        tasks: Any = {}
-        for batch_size in given["batch_size"]:
-            batch = images.repeat(batch_size, 1, 1, 1)[:batch_size]
-            tasks["inference", batch_size] = {
-                row: partial(networks[row], batch) for row in networks
-            }
-        tasks["training step", 16] = training(theirs, ours, images[:16])
-        for (task, batch_size), calls in tasks.items():
-            click.echo(f"timing {model}, {task}, batch {batch_size}", err=True)
-            with torch.set_grad_enabled(task == "training step"):
-                times = time_in_turns(calls, given["seconds"])
-            for row, rounds in times.items():
-                ms, ratio = 1e3 * median(rounds), median(times["torchvision"]) / median(rounds)
-                shape, cell = f"{batch_size} × {size} × {size}", f"{ms:.1f}, {ratio:.2f}"
-                results.append(
-                    {"model": model, "task": task, "row": row, "shape": shape, "cell": cell}
-                    | {"batch_size": batch_size, "image_size": size, "ms": ms}
-                    | {"times_torchvision": ratio, "rounds": rounds}
+            rows = implementations(theirs, ours, images, Path(folder))
+            networks = build(rows, given["precision"], images)
+        where = {"seconds": seconds, "model": model, "image_size": size}
+        with torch.no_grad():
+            for batch_size in given["batch_size"]:
+                batch = images.repeat(batch_size, 1, 1, 1)[:batch_size]
+                calls = {row: partial(network, batch) for row, network in networks.items()}
+                frames.append(
+                    time_in_turns(calls, **where, task="inference", batch_size=batch_size)
                 )
-        if data:
-            costs = accuracy(networks, val, given["batch_size"][-1], device)
-            costs = costs.assign(seconds=pd.Series(seconds))
-            text += f"\n**{model}, {len(val):,} images**\n\n{costs.to_markdown()}\n"
+        eager = filter(re.compile("(torchvision|ours)(, channels-last.*)?$").match, networks)
+        steps = {row: training_step(networks[row], images[:16]) for row in eager}
+        frames.append(time_in_turns(steps, **where, task="training step", batch_size=16))
 
-    table = pd.DataFrame(results).assign(machine=machine())
-    text = markdown(table) + text
+    times = pd.concat(frames)
+    text = f"{machine()}\n{markdown(times)}"
     click.echo(text, nl=False)
-    if tables:
-        tables.write_text(text, encoding="utf-8")
-    if figures:
-        table.to_json(figures, orient="records", indent=1)
-    if picture:
-        draw(table, picture)
+    if out:
+        (out / "table.md").write_text(text, encoding="utf-8")
+        times.assign(machine=machine()).to_json(out / "times.json", orient="records", indent=1)
+        draw(times, out / "time.png")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Iterator
 
 import click
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 from torchvision.datasets import ImageFolder
@@ -21,7 +20,7 @@ class ImageError(click.ClickException):
         return self.message.splitlines()[-1].split("ImageError: ")[-1]
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: str) -> Image.Image:
     """Return the picture in `path` as a person sees it: upright, in RGB, on white where clear.
 
     Raises:
@@ -38,10 +37,7 @@ def open_image(path: Path) -> Image.Image:
                 return Image.alpha_composite(white, clear).convert("RGB")
             return upright.convert("RGB")
     except Exception as error:  # decoders raise all sorts at damaged files
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image in a format that Pillow reads"
-        raise ImageError(f"{path}: {reason}") from error
+        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class LabeledImages(ImageFolder):  # type: ignore[misc]
@@ -54,7 +50,7 @@ class LabeledImages(ImageFolder):  # type: ignore[misc]
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         (path, label), seed = self.samples[item[0]], item[1]
-        image = open_image(Path(path))
+        image = open_image(path)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image), label  # (3, H, W), bytes

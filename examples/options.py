@@ -1,29 +1,17 @@
-"""What the commands in this folder share: the types of their options, and errors of one line."""
+"""What the commands in this folder share: any device, and errors of one line."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
 import sys
 import time
-from typing import Any, Iterator
+from typing import Any
 
 import click
 import torch
 
 from examples.images import ImageError
-
-
-class Command(click.Command):
-    """A command that says in one line what is wrong with an argument, with no usage above it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise click.ClickException(error.format_message()) from error
 
 
 class Device(click.ParamType[torch.device]):
@@ -38,38 +26,44 @@ class Device(click.ParamType[torch.device]):
             self.fail(str(error).splitlines()[0], param, ctx)
 
 
-class FiniteRange(click.FloatRange):
-    """A range of numbers without NaN and infinity."""
+class Command(click.Command):
+    """A command that says in one line, and in one of several processes, what stops it."""
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number = float(super().convert(value, param, ctx))
-        return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:  # with no usage above it
+            raise click.ClickException(error.format_message()) from error
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
 
-@contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """Say in one line, and in one of several processes, what stops them all.
-
-    That is the first process, or the one that alone has an image or a reader it cannot go on with.
-    """
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it is about to do
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
-    try:
-        yield
-    except (KeyboardInterrupt, OSError, RuntimeError, click.ClickException) as error:
-        line = str(error)
-        lone, reader = isinstance(error, ImageError), line.startswith("DataLoader worker (pid")
-        if rank and not (torch.distributed.is_initialized() and (lone or reader)):
-            sys.exit(1)
-        if reader:
-            line = "a process that reads images was killed, by hand or for lack of (shared) memory"
-        elif "by peer" in line:  # gloo's words for a process that is gone
-            processes = getattr(click.get_current_context().obj, "procs", [])  # none of torchrun's
-            while processes and all(process.poll() is None for process in processes):
-                time.sleep(0.1)
-            if all((process.poll() or 0) >= 0 for process in processes):
-                sys.exit(1)  # it has said why it stopped
-            line = "another process of this run was killed"
-        elif not isinstance(error, OSError) and "PytorchStreamWriter" not in line:  # a full disk
+        Of several processes the first one speaks, or the one that alone has an image or a reader
+        it cannot go on with.
+        """
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it is about to do
+        rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click's to handle
             raise
-        raise click.ClickException(line) from error
+        except (KeyboardInterrupt, OSError, RuntimeError, click.ClickException) as error:
+            line = str(error)
+            reader = line.startswith("DataLoader worker (pid")
+            lone = reader or isinstance(error, ImageError)
+            if rank and not (lone and torch.distributed.is_initialized()):
+                sys.exit(1)
+            if reader:
+                line = "a process that reads images was killed, by hand or for lack of memory"
+            elif "by peer" in line:  # gloo's words for a process that is gone
+                processes = getattr(ctx.obj, "procs", [])  # none of torchrun's
+                while processes and all(process.poll() is None for process in processes):
+                    time.sleep(0.1)
+                if all((process.poll() or 0) >= 0 for process in processes):
+                    sys.exit(1)  # it has said why it stopped
+                line = "another process of this run was killed"
+            elif (
+                not isinstance(error, OSError) and "PytorchStreamWriter" not in line
+            ):  # a full disk
+                raise
+            raise click.ClickException(line) from error

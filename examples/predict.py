@@ -29,10 +29,10 @@ from examples.weights import MODELS, Classifier, load_file, load_official, offic
 
 def open_images(paths: list[Path], preprocess: Any) -> list[Tensor | ImageError]:
     """Return each image (3, H, W), or what is wrong with it."""
-    images = []
+    images: list[Tensor | ImageError] = []
     for path in paths:
         try:
-            images.append(preprocess(open_image(path)))
+            images.append(preprocess(open_image(str(path))))
         except ImageError as error:
             images.append(error)
     return images
@@ -76,13 +76,14 @@ def main(
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
     classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
     folders = [sorted(file for file in path.rglob("[!.]*") if file.is_file()) for path in paths]
-    files, status = [file for path, inside in zip(paths, folders) for file in inside or [path]], 0
+    files = [file for path, inside in zip(paths, folders) for file in inside or [path]]
+    status = 0
     for path, result in zip(files, predict(classifier, files, **how)):
         if isinstance(result, ImageError):
             result.show()
             status = 1
             continue
-        ranking = [
+        rows: list[dict[str, Any]] = [
             {
                 "class": classifier.classes[index],
                 "index": index,
@@ -90,8 +91,8 @@ def main(
             }
             for index in result.topk(min(top, len(result))).indices.tolist()
         ]
-        lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in ranking]
-        answer = json.dumps({"file": str(path), "predictions": ranking})
+        lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in rows]
+        answer = json.dumps({"file": str(path), "predictions": rows})
         click.echo(answer if as_json else "\n".join([str(path), *lines]))
     sys.exit(status)
 

@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from examples.images import LabeledImages, Shuffle, mix
 from examples.memory import reuse_memory
-from examples.options import Command, FiniteRange, said_once
+from examples.options import Command
 from examples.weights import MODELS, load_file, load_official, read
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
-WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
+WEIGHT_DECAY = 5e-4
 SMALLEST_CROP = 0.5  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
@@ -51,10 +51,10 @@ def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
 
 def load_network(options: dict[str, Any], classes: list[str], new_head: bool) -> Any:
     """Return the network to start from, with a new head where the classes differ."""
-    model, weights = options["model"], options["weights"]
+    name, weights = options["model"], options["weights"]
     if not (weights or options["pretrained"]):
-        return MODELS[model](num_classes=len(classes))
-    start = load_file(Path(weights), model) if weights else load_official(model)
+        return MODELS[name](len(classes))
+    start = load_file(Path(weights), name) if weights else load_official(name)
     options["model"] = start.name
     if len(start.classes) != len(classes) or (start.named and start.classes != classes):
         if not new_head:
@@ -65,24 +65,9 @@ def load_network(options: dict[str, Any], classes: list[str], new_head: bool) ->
     return start.model
 
 
-def check_sizes(options: dict[str, Any], images: float) -> None:
-    """Refuse batches that cannot be had, and images too small for the network."""
-    batch_size, processes, size = options["batch_size"], options["devices"], options["image_size"]
-    if batch_size % processes or images < batch_size:
-        what = f"{batch_size} is no multiple of {processes}, or more than {images} images"
-        raise click.ClickException(f"--batch-size {what}")
-    try:
-        with torch.device("meta"):
-            network = MODELS[options["model"]]().train(images < math.inf)
-            network(torch.empty(batch_size // processes, 3, size, size))
-    except (RuntimeError, ValueError) as error:
-        raise click.ClickException(f"--image-size {size} is too small: {error}") from error
-
-
 def load_checkpoint(out: Path, options: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Return what a run with the same options left in `out` to go on from; create the folder."""
+    """Return what a run with the same options left in `out` to go on from, if there is one."""
     if not (out / "last.ckpt").exists():  # nor has a run one that was killed in its first epoch
-        out.mkdir(parents=True, exist_ok=True)
         return {"rows": []}
     if not resume:
         raise click.ClickException(f"{out} holds a run: add --resume, or name another with --out")
@@ -169,15 +154,14 @@ def save(out: Path, rows: list[dict[str, float]], best: Any, checkpoint: Any) ->
 @click.option("--out", type=click.Path(path_type=Path), default="run", help="Folder for results.")
 @click.option("--epochs", type=click.IntRange(1), default=90)
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Of all processes together.")
-@click.option("--lr", type=FiniteRange(0, min_open=True), help="For 256 images.")
-@click.option("--label-smoothing", type=FiniteRange(0, 1, max_open=True), default=0.0)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="For 256 images.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0)
 @click.option("--image-size", type=click.IntRange(1), default=224)
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), default="32")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Processes that read images.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--devices", type=click.IntRange(1), help="Processes.  [default: 1 or torchrun's]")
 @click.option("--compile", is_flag=True, help="Compile the network.")
-@said_once()
 def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **options: Any) -> None:
     """Train, fine-tune or evaluate a network on DATA/train/<class>/ and DATA/val/<class>/."""
     reuse_memory()
@@ -185,25 +169,37 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     if len(given) > 1 or (evaluate and (resume or not given)):
         line = "give --pretrained or --weights; --evaluate needs one of them, and no --resume"
         raise click.ClickException(line)
-    processes = options["devices"] = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
+    options["devices"] = processes = int(os.environ.get("WORLD_SIZE", options["devices"] or 1))
     options["model"] = options["model"] or (None if options["weights"] else "resnet18")
+    batch_size, size = options["batch_size"], options["image_size"]
     torch.manual_seed(options["seed"])
-    train, val = load_images(data, options["image_size"])
+    train, val = load_images(data, size)
     network = load_network(options, train.classes, new_head=not evaluate)
-    check_sizes(options, math.inf if evaluate else len(train))
     options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
     names = repr([os.path.relpath(path, data) for path, _ in train.samples + val.samples])
     options["data"] = f"{len(train)} + {len(val)} images (names {zlib.crc32(names.encode()):08x})"
+    if not math.isfinite(options["lr"] + options["label_smoothing"]):
+        raise click.ClickException("--lr and --label-smoothing are finite numbers")
+    if batch_size % processes or (batch_size > len(train) and not evaluate):
+        what = f"{batch_size} is no multiple of {processes}, or more than {len(train)} images"
+        raise click.ClickException(f"--batch-size {what}")
+    try:
+        with torch.device("meta"):
+            shapes_alone = MODELS[options["model"]]().train(not evaluate)
+            shapes_alone(torch.empty(batch_size // processes, 3, size, size))
+    except (RuntimeError, ValueError) as error:
+        raise click.ClickException(f"--image-size {size} is too small: {error}") from error
     checkpoint = {} if evaluate else load_checkpoint(out, options, resume)
 
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))  # torchrun's
-    where: Any = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "num_nodes": nodes}
-    fabric = Fabric(devices=processes // nodes, precision=options["precision"], **where)
-    click.get_current_context().obj = fabric.strategy.launcher  # for `said_once`
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    where: Any = {"accelerator": accelerator, "devices": processes // nodes, "num_nodes": nodes}
+    fabric = Fabric(precision=options["precision"], **where)
+    click.get_current_context().obj = fabric.strategy.launcher  # for `Command`
     fabric.launch()
-    rank, batch_size = fabric.global_rank, options["batch_size"]
-    loading: Any = {"num_workers": workers, "persistent_workers": workers > 0}
-    loading |= {"batch_size": batch_size // processes, "pin_memory": torch.cuda.is_available()}
+    rank = fabric.global_rank
+    loading: Any = {"batch_size": batch_size // processes, "pin_memory": accelerator == "cuda"}
+    loading |= {"num_workers": workers, "persistent_workers": workers > 0}
     loading |= {"generator": torch.Generator()}  # the global one is dropout's
     share: Any = [(index, 0) for index in range(rank, len(val), processes)]
     val_batches: Any = DataLoader(val, sampler=share, **loading)
@@ -215,8 +211,10 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
 
     shuffle = Shuffle(train, processes, rank, seed=options["seed"], drop_last=True)
     train_batches: Any = DataLoader(train, sampler=shuffle, drop_last=True, **loading)
-    lr, decay = options["lr"] * batch_size / 256, WEIGHT_DECAYS[options["model"]]
-    optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
+    lr = options["lr"] * batch_size / 256
+    optimizer: Any = torch.optim.SGD(
+        network.parameters(), lr, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
+    )
     steps = max(21, len(train) // batch_size * options["epochs"])  # OneCycleLR fails at 20
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -225,6 +223,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     if options["compile"]:
         network.compile()  # in place: the weights keep their names
     model, optimizer = fabric.setup(network, optimizer)
+    out.mkdir(parents=True, exist_ok=True)
     rows = checkpoint["rows"]
     for epoch in range(len(rows) + 1, options["epochs"] + 1):
         shuffle.set_epoch(epoch)
@@ -239,8 +238,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
         rows.append(row)
         if rank == 0:
             values = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-            best: Any = {"image_size": options["image_size"], "classes": train.classes}
-            best["state_dict"] = values
+            best = {"state_dict": values, "classes": train.classes, "image_size": size}
             state = {name: part.state_dict() for name, part in parts.items()}
             save(out, rows, best, {**state, "options": options, "rows": rows})
             click.echo(f"{title}: " + ", ".join(f"{key} {row[key]:.2f}" for key in list(row)[1:]))

@@ -9,8 +9,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
-from urllib.error import URLError
+from typing import Any
 
 import click
 import torch
@@ -20,10 +19,6 @@ from alexnet import AlexNet
 from resnet18 import ResNet18
 
 MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
-
-
-class WeightsError(click.ClickException):
-    """Weights that cannot be had; the message is one line that says why and what to do."""
 
 
 @dataclass
@@ -46,7 +41,7 @@ def load_official(name: str) -> Classifier:
     """Build the model called `name` with torchvision's ImageNet weights, downloaded once.
 
     Raises:
-        WeightsError: the weights are not in the cache and cannot be downloaded, or are damaged.
+        click.ClickException: they are not in the cache and cannot be downloaded, or are damaged.
     """
     weights = official_weights(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
@@ -54,14 +49,12 @@ def load_official(name: str) -> Classifier:
         if not cached.exists():
             with contextlib.redirect_stdout(sys.stderr):  # where the progress bar goes, too
                 weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-        return load_file(cached, name)
-    except URLError as error:
-        raise WeightsError(
-            f"cannot download {weights.url} ({error.reason}): connect to a network, put that file "
-            f"at {cached}, or name another with --weights"
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(
+            f"cannot download {weights.url} ({error}): put that file at {cached}, or name another "
+            "with --weights"
         ) from error
-    except (OSError, RuntimeError, WeightsError) as error:
-        raise WeightsError(f"{error}: delete {cached} to have it downloaded again") from error
+    return load_file(cached, name)
 
 
 def load_file(path: Path, name: str | None = None) -> Classifier:
@@ -72,38 +65,35 @@ def load_file(path: Path, name: str | None = None) -> Classifier:
     of its images.
 
     Raises:
-        WeightsError: the file cannot be read, or holds no weights of that model.
+        click.ClickException: the file cannot be read, or holds no weights of that model.
     """
     saved = read(path)
-    saved = saved if isinstance(saved, Mapping) and "state_dict" in saved else {"state_dict": saved}
     try:
-        state_dict = saved["state_dict"]
-        is_alexnet = "fc3.weight" in state_dict or "classifier.6.weight" in state_dict
+        saved = saved if "state_dict" in saved else {"state_dict": saved}
+        is_alexnet = {"fc3.weight", "classifier.6.weight"} & saved["state_dict"].keys()
         holds = "alexnet" if is_alexnet else "resnet18"
-        model = MODELS[holds].from_state_dict(state_dict)
+        model = MODELS[holds].from_state_dict(saved["state_dict"])
+        *_, bias = model.parameters()
+        imagenet = official_weights(holds).meta["categories"]
+        names = saved.get("classes", imagenet if len(bias) == 1000 else range(len(bias)))
+        classes, image_size = [str(name) for name in names], int(saved.get("image_size", 224))
+        if len(classes) != len(bias) or model.conv1.in_channels != 3:
+            channels = model.conv1.in_channels
+            raise ValueError(f"{len(classes)} names, {len(bias)} classes, {channels} channels")
     except Exception as error:  # a file of another kind may raise anything
         reason = textwrap.shorten(str(error), 200)
-        raise WeightsError(f"{path} holds no weights of AlexNet or ResNet-18: {reason}") from error
+        line = f"{path} holds no weights of AlexNet or ResNet-18 that can be used: {reason}"
+        raise click.ClickException(line) from error
     if name not in (None, holds):
-        raise WeightsError(f"{path} holds {holds}, not {name}: use --model {holds}")
-
-    num_classes = (model.fc if isinstance(model, ResNet18) else model.fc3).out_features
-    imagenet: list[str] = official_weights(holds).meta["categories"]
-    unnamed = imagenet if num_classes == 1000 else [str(index) for index in range(num_classes)]
-    classes, image_size = saved.get("classes", unnamed), saved.get("image_size", 224)
-    if not isinstance(classes, list) or len(classes) != num_classes:
-        raise WeightsError(f"{path} does not name each of its {num_classes} classes once")
-    if model.conv1.in_channels != 3 or not isinstance(image_size, int) or image_size < 1:
-        shape = f"{model.conv1.in_channels} channels and size {image_size!r}"
-        raise WeightsError(f"{path} is for images of {shape}, not 3 channels and a positive size")
-    return Classifier(holds, model, [str(c) for c in classes], "classes" in saved, image_size)
+        raise click.ClickException(f"{path} holds {holds}, not {name}: use --model {holds}")
+    return Classifier(holds, model, classes, "classes" in saved, image_size)
 
 
 def read(path: Path) -> Any:
     """Return what `torch.save` wrote to `path`, tensors on the CPU; code in it is not run.
 
     Raises:
-        WeightsError: there is no such file, it is damaged, or it holds more than weights.
+        click.ClickException: there is no such file, it is damaged, or it holds more than weights.
     """
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
@@ -113,8 +103,8 @@ def read(path: Path) -> Any:
         with warnings.catch_warnings(record=True):  # of what is refused anyhow
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+        raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a file of another kind may raise anything
         code = "GLOBAL" in str(error)  # as torch.load says it
         what = "holds code" if code else "is damaged or was not written by torch.save"
-        raise WeightsError(f"{path} {what}; nothing in it was run") from error
+        raise click.ClickException(f"{path} {what}; nothing in it was run") from error

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 
 from tests.oracle import MODELS, deviation
@@ -47,7 +48,8 @@ def run(name, model, tmp_path, monkeypatch):
     names = {"torch": torch, MODELS[name].__name__: MODELS[name], "model": copy.deepcopy(model)}
     names.update(images=torch.randn(4, 3, 224, 224), labels=torch.tensor([3, 1, 4, 1]))
 
-    def run(heading: str) -> dict:
+    def run(heading: str, **more: object) -> dict:
+        names.update(more)
         exec(recipe(heading, name), names)
         return names
 
@@ -84,6 +86,15 @@ def test_the_logits_are_the_same(heading, run, expected):
     logits = names["logits"] if "logits" in names else names["model"].eval()(names["images"])
     logits = torch.as_tensor(logits).float()
     assert deviation(logits, expected(names["images"])) <= SAME_LOGITS[heading]
+
+
+def test_the_accuracy_counts_every_image_once(run, tmp_path, capsys):
+    for index in range(40):  # the last batch is not full
+        file = tmp_path / "DATA" / "val" / str(index % 4) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    run("Count the accuracy", fast=lambda images: torch.eye(4)[[3] * len(images)])
+    assert capsys.readouterr().out == "top-1 25.00 % of 40 images\n"
 
 
 def test_fusing_leaves_the_model_as_it_was_and_no_batch_norm(run, model):

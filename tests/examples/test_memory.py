@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("click")  # what the commands need
-
 COUNT_PAGES = """
-import resource
-import torch
+import resource, torch
 from examples.memory import reuse_memory
 from resnet18 import ResNet18
 
@@ -30,9 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def pages_cleared(first: str) -> int:
     """Return how many pages the system had to provide for a third forward pass."""
     command = [sys.executable, "-c", COUNT_PAGES.format(first=first)]
-    root = Path(__file__).parents[2]
-    result = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-    return int(result.stdout)
+    return int(subprocess.check_output(command, cwd=Path(__file__).parents[2]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is a property of glibc")
