@@ -7,8 +7,6 @@ The rows of a table take turns, round after round, so that a machine that is bus
 busy for all of them. Figures are medians over the rounds.
 """
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import logging
@@ -92,16 +90,13 @@ def time_in_turns(
 ) -> pd.DataFrame:
     """Return the milliseconds of each call in each round, for as many rounds as take `seconds`."""
     click.echo(f"timing {', '.join(map(str, columns.values()))}", err=True)
-    threads, end = torch.get_num_threads(), time.perf_counter() + seconds
-    timers = {
-        row: Timer("call()", globals={"call": call}, num_threads=threads)
-        for row, call in calls.items()
-    }
+    end = time.perf_counter() + seconds
     times: list[dict[str, Any]] = []
-    while len(times) < 3 * len(timers) or time.perf_counter() < end:
-        for row, timer in timers.items():
-            turn = timer.blocked_autorange(min_run_time=0.05)
-            times.append({**columns, "row": row, "ms": 1e3 * turn.median})
+    while len(times) < 3 * len(calls) or time.perf_counter() < end:
+        for row, call in calls.items():
+            timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+            ms = 1e3 * timer.blocked_autorange(min_run_time=0.05).median
+            times.append({**columns, "row": row, "ms": ms})
     return pd.DataFrame(times)
 
 

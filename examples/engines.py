@@ -1,7 +1,5 @@
 """The fastest ways to run a network, as docs/speed.md has them, and the engines beside them."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

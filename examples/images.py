@@ -1,7 +1,5 @@
 """Images from files and from folders of classes."""
 
-from __future__ import annotations
-
 from typing import Any, Iterator
 
 import click

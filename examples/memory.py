@@ -1,7 +1,5 @@
 """Reuse of freed memory, for the commands in this folder."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 

@@ -1,7 +1,5 @@
 """What the commands in this folder share: any device, and errors of one line."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

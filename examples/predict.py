@@ -5,8 +5,6 @@ python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
 python -m examples.predict --weights run/model.pt photo.jpg
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

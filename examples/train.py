@@ -5,8 +5,6 @@ python -m examples.train DATA --weights run/model.pt --evaluate
 torchrun --nproc-per-node 4 -m examples.train DATA
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """Weights from torchvision's official checkpoints or from a file, read without running any code."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import textwrap
