@@ -30,7 +30,7 @@ from examples.options import Command
 from examples.weights import MODELS, load_file, load_official, read
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for 256 images
-WEIGHT_DECAY = 5e-4
+WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}
 SMALLEST_CROP = 0.5  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
@@ -209,10 +209,8 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
 
     shuffle = Shuffle(train, processes, rank, seed=options["seed"], drop_last=True)
     train_batches: Any = DataLoader(train, sampler=shuffle, drop_last=True, **loading)
-    lr = options["lr"] * batch_size / 256
-    optimizer: Any = torch.optim.SGD(
-        network.parameters(), lr, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    lr, decay = options["lr"] * batch_size / 256, WEIGHT_DECAYS[options["model"]]
+    optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
     steps = max(21, len(train) // batch_size * options["epochs"])  # OneCycleLR fails at 20
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}

@@ -211,25 +211,16 @@ def damaged(checkpoint: bytes) -> bytes:
     return checkpoint[:middle] + bytes(8) + checkpoint[middle + 8 :]
 
 
-@pytest.mark.parametrize("source", ["cache", "file"])
-@pytest.mark.parametrize(
-    "make, reason",
-    [
-        (damaged, "is damaged"),
-        (lambda checkpoint: checkpoint[:1_000_000], "is damaged"),
-        (lambda checkpoint: b"", "is damaged"),
-        (lambda checkpoint: b"these are no weights", "is damaged"),
-    ],
-)
-def test_a_damaged_file_of_weights_is_one_line(
-    make, reason, source, photo, tmp_path, cached, monkeypatch
+@pytest.mark.parametrize("make", [damaged, lambda c: c[:1_000_000], lambda c: b"", lambda c: b"no"])
+def test_damaged_weights_are_one_line_in_the_cache_or_elsewhere(
+    make, photo, tmp_path, cached, monkeypatch
 ):
     path = tmp_path / "hub" / "checkpoints" / OFFICIAL_FILES["resnet18"]
     path.parent.mkdir(parents=True)
     path.write_bytes(make((cached / path.name).read_bytes()))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    line = refusal(photo, *(["--weights", path] if source == "file" else []))
-    assert f"Error: {path} {reason}" in line
+    for given in ([], ["--weights", path]):
+        assert refusal(photo, *given).startswith(f"Error: {path} is damaged")
 
 
 class Exploit:

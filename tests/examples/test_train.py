@@ -55,22 +55,22 @@ def options(data: Path, out: Path, *more: object) -> list[str]:
     return [str(data), "--out", str(out), *small, *map(str, more)]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
-    command, threads = [sys.executable, "-m", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=threads, text=True, **pipes)
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    command = [sys.executable, *launcher, "-m", "examples.train", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    """Run a command to its end; return its status, what it printed and its errors."""
-    process = start(*arguments)
+def run(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """Run the command to its end; return its status, what it printed and its errors."""
+    process = start(*arguments, launcher=launcher)
     stdout, stderr = process.communicate(timeout=MINUTES)
     return process.returncode, stdout, stderr
 
 
 def call(*arguments: str) -> tuple[int, str, str]:
-    """Do the same with the command of `examples.train` in this process."""
+    """Do the same in this process."""
     result = CliRunner().invoke(main, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def finished(digits, tmp_path_factory):
     """The folder that a whole run has left."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    status, stdout, stderr = run("examples.train", *options(digits, out))
+    status, stdout, stderr = run(*options(digits, out))
     assert (status, stderr) == (0, "")
     assert [line.split(":")[0] for line in stdout.splitlines()] == (
         [f"epoch {epoch}/5" for epoch in (1, 2, 3, 4, 5)]
@@ -132,8 +132,8 @@ def test_a_killed_run_ends_bit_identical(model, devices, epochs, finished, digit
     out, whole, given = tmp_path / "run", finished, ["--model", model, "--devices", str(devices)]
     if model == "alexnet" or devices > 1:  # dropout is AlexNet's, batch norm ResNet-18's
         whole, given = tmp_path / "whole", [*given, "--image-size", "64"]
-        assert run("examples.train", *options(digits, whole, *given))[0] == 0
-    process = start("examples.train", *options(digits, out, *given))
+        assert run(*options(digits, whole, *given))[0] == 0
+    process = start(*options(digits, out, *given))
     while process.poll() is None and not (out / "last.ckpt" if epochs else out).exists():
         time.sleep(0.02)
     process.kill()
@@ -141,7 +141,7 @@ def test_a_killed_run_ends_bit_identical(model, devices, epochs, finished, digit
     assert (out / "last.ckpt").exists() == bool(epochs)
 
     resumed = options(digits, out, *given, "--resume", "--workers", "0")
-    assert run("examples.train", *resumed)[0] == 0
+    assert run(*resumed)[0] == 0
     one, two = read(whole / "last.ckpt"), read(out / "last.ckpt")
     assert equal(one["network"], two["network"])
     assert equal(one["optimizer"]["state"], two["optimizer"]["state"])
@@ -152,14 +152,14 @@ def test_a_killed_run_ends_bit_identical(model, devices, epochs, finished, digit
 
 def test_two_processes_train_and_count_each_image_once(finished, digits, tmp_path):
     out = tmp_path / "run"
-    status, stdout, stderr = run("examples.train", *options(digits, out, "--devices", "2"))
+    status, stdout, stderr = run(*options(digits, out, "--devices", "2"))
     assert (status, len(stdout.splitlines()), stderr) == (0, 5, "")
     one, two = (read(folder / "last.ckpt")["schedule"] for folder in (finished, out))
     assert one == two
 
     evaluate = options(digits, out, "--evaluate", "--weights", str(out / "model.pt"))
-    torchrun = "torch.distributed.run", "--nproc-per-node", "2", "--standalone"
-    status, shared, _ = run(*torchrun, "-m", "examples.train", *evaluate)
+    torchrun = "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"
+    status, shared, _ = run(*evaluate, launcher=torchrun)
     assert (status, shared) == call(*evaluate)[:2]
     assert "of 33 images" in shared
 
@@ -249,7 +249,7 @@ def test_an_image_that_cannot_be_decoded_stops_the_run_naming_it(given, digits, 
     broken = data / "train" / "1" / "0.png"
     broken.write_bytes(broken.read_bytes()[:100])
     more = [*given.split(), "--batch-size", "72"]
-    status, _, stderr = run("examples.train", *options(data, tmp_path / "run", *more))
+    status, _, stderr = run(*options(data, tmp_path / "run", *more))
     assert status != 0
     assert stderr.startswith(f"Error: {broken}: ")
     assert stderr.count("\n") == 1, stderr
@@ -281,7 +281,7 @@ def test_a_terminal_gets_a_progress_bar_and_ctrl_c_leaves_a_checkpoint(digits, t
 )
 def test_a_killed_process_ends_the_run_with_one_line(given, name, words, digits, tmp_path):
     endless = ["--epochs", 500, *given.split()]
-    process = start("examples.train", *options(digits, tmp_path / "run", *endless))
+    process = start(*options(digits, tmp_path / "run", *endless))
     assert process.stdout.readline().startswith("epoch 1/500")
     children = psutil.Process(process.pid).children()
     next(child for child in children if name in child.name()).kill()
@@ -294,7 +294,7 @@ def test_a_killed_process_ends_the_run_with_one_line(given, name, words, digits,
 @pytest.mark.slow
 def test_a_compiled_run_ends_as_any_other(digits, tmp_path):
     out = tmp_path / "run"
-    assert run("examples.train", *options(digits, out, "--compile", "--epochs", "1"))[0] == 0
+    assert run(*options(digits, out, "--compile", "--epochs", "1"))[0] == 0
     assert load_file(out / "model.pt").classes == ["0", "1", "3"]
 
 
