@@ -49,6 +49,7 @@ class Command(click.Command):
             line = str(error)
             reader = line.startswith("DataLoader worker (pid")
             lone = reader or isinstance(error, ImageError)
+            system = isinstance(error, OSError) or "PytorchStreamWriter" in line  # a full disk
             if rank and not (lone and torch.distributed.is_initialized()):
                 sys.exit(1)
             if reader:
@@ -60,8 +61,6 @@ class Command(click.Command):
                 if all((process.poll() or 0) >= 0 for process in processes):
                     sys.exit(1)  # it has said why it stopped
                 line = "another process of this run was killed"
-            elif (
-                not isinstance(error, OSError) and "PytorchStreamWriter" not in line
-            ):  # a full disk
+            elif not system:
                 raise
             raise click.ClickException(line) from error

@@ -75,9 +75,10 @@ def load_file(path: Path, name: str | None = None) -> Classifier:
         imagenet = official_weights(holds).meta["categories"]
         names = saved.get("classes", imagenet if len(bias) == 1000 else range(len(bias)))
         classes, image_size = [str(name) for name in names], int(saved.get("image_size", 224))
-        if len(classes) != len(bias) or model.conv1.in_channels != 3:
-            channels = model.conv1.in_channels
-            raise ValueError(f"{len(classes)} names, {len(bias)} classes, {channels} channels")
+        channels = model.conv1.in_channels
+        if (len(classes), channels) != (len(bias), 3) or image_size < 1:
+            what = f"{len(classes)} names, {len(bias)} classes"
+            raise ValueError(f"{what}, {channels} channels, image size {image_size}")
     except Exception as error:  # a file of another kind may raise anything
         reason = textwrap.shorten(str(error), 200)
         line = f"{path} holds no weights of AlexNet or ResNet-18 that can be used: {reason}"

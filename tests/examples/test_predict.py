@@ -262,8 +262,9 @@ def test_what_the_network_is_for_comes_from_the_file(photo, tmp_path):
         assert [row["class"] for row in rows] == [names[row["index"]] for row in rows]
     line = refusal(photo, "--model", "resnet18", "--weights", file)
     assert line == f"Error: {file} holds alexnet, not resnet18: use --model alexnet"
-    torch.save({"classes": ["cat"], "state_dict": state_dict}, file)
-    assert "1 names, 2 classes" in refusal(photo, "--weights", file)
+    for wrong, words in [({"classes": ["cat"]}, "1 names, 2"), ({"image_size": 0}, "size 0")]:
+        torch.save({**wrong, "state_dict": state_dict}, file)
+        assert words in refusal(photo, "--weights", file)
     gray = torch.zeros(64, 1, 11, 11)
     torch.save({**state_dict, "features.0.weight": gray}, file)
     assert "1 channels" in refusal(photo, "--weights", file)
