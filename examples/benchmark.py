@@ -128,12 +128,13 @@ def draw(times: pd.DataFrame, path: Path) -> None:
     times = times[drawn & times["task"].eq("inference")]
     times = times.assign(**{"ms per image": times["ms"] / times["batch_size"]})
     groups = times.groupby(["model", "image_size"])
-    figure = Figure(figsize=(5 * len(groups), 5), layout="constrained")
+    figure = Figure(figsize=(5 * len(groups), 6), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False).flat
     for axes, ((model, size), rows) in zip(panels, groups):
         lines = rows.pivot_table("ms per image", "batch_size", "row", "median", sort=False)
         title = f"{model}, {size} × {size}"
         lines.plot(ax=axes, style=".-", title=title, ylabel="ms per image").set_ylim(0)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))  # below, clear of the lines
     figure.savefig(path)
 
 
