@@ -53,7 +53,8 @@ class Command(click.Command):
             if rank and not (lone and torch.distributed.is_initialized()):
                 sys.exit(1)
             if reader:
-                line = "a process that reads images was killed, by hand or for lack of memory"
+                line = "a process that reads images was killed, by hand or for lack of "
+                line += "(shared) memory"
             elif "by peer" in line:  # gloo's words for a process that is gone
                 processes = getattr(ctx.obj, "procs", [])  # none of torchrun's
                 while processes and all(process.poll() is None for process in processes):

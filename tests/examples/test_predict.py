@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -233,11 +234,20 @@ class Exploit:
         return os.mkdir, (str(self.target),)
 
 
-@pytest.mark.parametrize("zipped", [True, False])  # False: as before PyTorch 1.6
-def test_a_pickle_with_code_is_refused_and_not_run(zipped, photo, tmp_path):
-    file, content = tmp_path / "weights.pt", {"conv1.weight": Exploit(tmp_path / "exploited")}
-    torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    assert "holds code; nothing in it was run" in refusal(photo, "--weights", file)
+@pytest.mark.parametrize(
+    "save, what",
+    [
+        (torch.save, "holds code"),
+        (
+            lambda content, file: file.write_bytes(pickle.dumps(content)),
+            "not written by torch.save",
+        ),
+    ],
+)
+def test_a_pickle_with_code_is_refused_and_not_run(save, what, photo, tmp_path):
+    file = tmp_path / "weights.pt"
+    save({"conv1.weight": Exploit(tmp_path / "exploited")}, file)
+    assert f"{what}; nothing in it was run" in refusal(photo, "--weights", file)
     assert not (tmp_path / "exploited").exists()
 
 
@@ -260,6 +270,7 @@ def test_what_the_network_is_for_comes_from_the_file(photo, tmp_path):
         torch.save(content, file)
         rows = answers(photo, "--weights", file)[0]["predictions"]
         assert [row["class"] for row in rows] == [names[row["index"]] for row in rows]
+        assert sorted(row["class"] for row in rows) == names
     line = refusal(photo, "--model", "resnet18", "--weights", file)
     assert line == f"Error: {file} holds alexnet, not resnet18: use --model alexnet"
     for wrong, words in [({"classes": ["cat"]}, "1 names, 2"), ({"image_size": 0}, "size 0")]:
@@ -268,6 +279,12 @@ def test_what_the_network_is_for_comes_from_the_file(photo, tmp_path):
     gray = torch.zeros(64, 1, 11, 11)
     torch.save({**state_dict, "features.0.weight": gray}, file)
     assert "1 channels" in refusal(photo, "--weights", file)
+
+
+def test_weights_of_resnet18_are_none_of_alexnet(photo, cached):
+    file = cached / OFFICIAL_FILES["resnet18"]
+    line = refusal(photo, "--model", "alexnet", "--weights", file)
+    assert line == f"Error: {file} holds resnet18, not alexnet: use --model resnet18"
 
 
 def test_no_network_and_nothing_cached_is_one_line_that_says_what_to_do(photo, tmp_path):

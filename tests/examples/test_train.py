@@ -272,7 +272,11 @@ def test_a_terminal_gets_a_progress_bar_and_ctrl_c_leaves_a_checkpoint(digits, t
 @pytest.mark.parametrize(
     "given, name, words",
     [
-        ("--workers 1", "pt_data_worker", "a process that reads images was killed"),
+        (
+            "--workers 1",
+            "pt_data_worker",
+            "a process that reads images was killed, by hand or for lack of (shared) memory",
+        ),
         pytest.param(
             *("--workers 0 --devices 2", "", "another process of this run was killed"),
             marks=pytest.mark.slow,
@@ -328,6 +332,7 @@ def test_folders_that_cannot_be_trained_on_are_refused(change, where, words, dig
         ("--batch-size 100", "or more than 72 images"),
         ("--batch-size 1", "more than 1 value per channel"),
         ("--lr nan", "are finite numbers"),
+        ("--lr inf", "are finite numbers"),
         ("--label-smoothing nan", "are finite numbers"),
         ("--lr 0", "0.0 is not in the range"),
         ("--label-smoothing 1", "1.0 is not in the range"),
