@@ -12,16 +12,12 @@ import torch
 from examples.images import ImageError
 
 
-class Device(click.ParamType[torch.device]):
-    """Any device that PyTorch finds."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> torch.device:
-        try:
-            return torch.empty(1, device=value).device
-        except (AssertionError, ImportError, RuntimeError) as error:
-            self.fail(str(error).splitlines()[0], param, ctx)
+def device(name: str) -> torch.device:
+    """Return any device that PyTorch finds."""
+    try:
+        return torch.empty(1, device=name).device
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise click.BadParameter(str(error).splitlines()[0]) from error
 
 
 class Command(click.Command):
@@ -34,11 +30,7 @@ class Command(click.Command):
             raise click.ClickException(error.format_message()) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command.
-
-        Of several processes the first one speaks, or the one that alone has an image or a reader
-        it cannot go on with.
-        """
+        """Run the command; of several processes the first speaks, or the one that knows why."""
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it is about to do
         rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
         try:
@@ -47,21 +39,17 @@ class Command(click.Command):
             raise
         except (KeyboardInterrupt, OSError, RuntimeError, click.ClickException) as error:
             line = str(error)
-            reader = line.startswith("DataLoader worker (pid")
+            reader = line.startswith("DataLoader worker (pid")  # which was killed
             lone = reader or isinstance(error, ImageError)
-            system = isinstance(error, OSError) or "PytorchStreamWriter" in line  # a full disk
             if rank and not (lone and torch.distributed.is_initialized()):
                 sys.exit(1)
-            if reader:
-                line = "a process that reads images was killed, by hand or for lack of "
-                line += "(shared) memory"
-            elif "by peer" in line:  # gloo's words for a process that is gone
+            if "by peer" in line:  # gloo's words for a process that is gone
                 processes = getattr(ctx.obj, "procs", [])  # none of torchrun's
                 while processes and all(process.poll() is None for process in processes):
                     time.sleep(0.1)
                 if all((process.poll() or 0) >= 0 for process in processes):
                     sys.exit(1)  # it has said why it stopped
                 line = "another process of this run was killed"
-            elif not system:
-                raise
+            elif not (reader or isinstance(error, OSError) or "PytorchStreamWriter" in line):
+                raise  # the last is a full disk
             raise click.ClickException(line) from error

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from examples.images import ImageError, open_image
 from examples.memory import reuse_memory
-from examples.options import Command, Device
-from examples.weights import MODELS, Classifier, load_file, load_official, official_weights
+from examples.options import Command, device
+from examples.weights import MODELS, OFFICIAL, Classifier, load_file, load_official
 
 
 def open_images(paths: list[Path], preprocess: Any) -> list[Tensor | ImageError]:
@@ -42,7 +42,7 @@ def predict(
 ) -> Iterator[Tensor | ImageError]:
     """Yield the probabilities (num_classes,) of each file's classes, or what is wrong with it."""
     model = fuse(classifier.model.eval()).to(memory_format=torch.channels_last).to(device)
-    size, transforms = classifier.image_size, official_weights(classifier.name).transforms
+    size, transforms = classifier.image_size, OFFICIAL[classifier.name].transforms
     preprocess = transforms(crop_size=size, resize_size=round(size * 256 / 224))
     workers = min((os.cpu_count() or 1) // 2, len(files) // 16)  # few files: not worth a process
     collate = partial(open_images, preprocess=preprocess)
@@ -61,18 +61,17 @@ def predict(
 @click.option("--model", type=click.Choice(sorted(MODELS)), help="[default: resnet18]")
 @click.option("--weights", type=click.Path(path_type=Path), help="[default: official ImageNet's]")
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes to print.")
-@click.option("--device", type=Device(), default="cuda" if torch.cuda.is_available() else "cpu")
+@click.option("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
 @click.option("--precision", type=click.Choice(["bf16", "float32"]), default="float32")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Images at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
-def main(
-    paths: list[Path], model: str, weights: Path | None, top: int, as_json: bool, **how: Any
-) -> None:
+def main(paths: list[Path], model: str, weights: Any, top: int, as_json: bool, **how: Any) -> None:
     """Print the likeliest classes of each image, or of each image in a folder, at PATHS."""
     reuse_memory()
     warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
     classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
+    names = classifier.classes
     folders = [sorted(file for file in path.rglob("[!.]*") if file.is_file()) for path in paths]
     files = [file for path, inside in zip(paths, folders) for file in inside or [path]]
     status = 0
@@ -81,14 +80,8 @@ def main(
             result.show()
             status = 1
             continue
-        rows: list[dict[str, Any]] = [
-            {
-                "class": classifier.classes[index],
-                "index": index,
-                "probability": result[index].item(),
-            }
-            for index in result.topk(min(top, len(result))).indices.tolist()
-        ]
+        best = zip(*(part.tolist() for part in result.topk(min(top, len(result)))))
+        rows = [{"class": names[i], "index": i, "probability": value} for value, i in best]
         lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in rows]
         answer = json.dumps({"file": str(path), "predictions": rows})
         click.echo(answer if as_json else "\n".join([str(path), *lines]))

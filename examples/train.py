@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from examples.images import LabeledImages, Shuffle, mix
+from examples.images import open_image
 from examples.memory import reuse_memory
 from examples.options import Command
 from examples.weights import MODELS, load_file, load_official, read
@@ -35,12 +36,12 @@ SMALLEST_CROP = 0.5  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
 
-def load_images(data: Path, size: int) -> tuple[LabeledImages, LabeledImages]:
+def load_images(data: Path, size: int) -> tuple[Any, Any]:
     """Return the images to train on and those to validate on, all of size x size."""
     augment = [v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()]
-    train = LabeledImages(data / "train", v2.Compose([*augment, v2.PILToTensor()]))
+    train = ImageFolder(data / "train", v2.Compose([*augment, v2.PILToTensor()]), loader=open_image)
     crop = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-    val = LabeledImages(data / "val", v2.Compose([*crop, v2.PILToTensor()]))
+    val = ImageFolder(data / "val", v2.Compose([*crop, v2.PILToTensor()]), loader=open_image)
     if train.classes != val.classes:
         lone = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3])
         raise click.ClickException(f"of train/ and val/ in {data} only one has the class {lone}")
@@ -153,6 +154,7 @@ def save(out: Path, rows: list[dict[str, float]], best: Any, checkpoint: Any) ->
 @click.option("--epochs", type=click.IntRange(1), default=90)
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Of all processes together.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="For 256 images.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="[default: that of the paper]")
 @click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0)
 @click.option("--image-size", type=click.IntRange(1), default=224)
 @click.option("--precision", type=click.Choice(["32", "bf16-mixed", "16-mixed"]), default="32")
@@ -174,10 +176,12 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     train, val = load_images(data, size)
     network = load_network(options, train.classes, new_head=not evaluate)
     options["lr"] = options["lr"] or LEARNING_RATES[options["model"]]
+    if options["weight_decay"] is None:
+        options["weight_decay"] = WEIGHT_DECAYS[options["model"]]
     names = repr([os.path.relpath(path, data) for path, _ in train.samples + val.samples])
     options["data"] = f"{len(train)} + {len(val)} images (names {zlib.crc32(names.encode()):08x})"
-    if not math.isfinite(options["lr"] + options["label_smoothing"]):
-        raise click.ClickException("--lr and --label-smoothing are finite numbers")
+    if not math.isfinite(options["lr"] + options["weight_decay"] + options["label_smoothing"]):
+        raise click.ClickException("--lr, --weight-decay and --label-smoothing are finite numbers")
     if batch_size % processes or (batch_size > len(train) and not evaluate):
         what = f"{batch_size} is no multiple of {processes}, or more than {len(train)} images"
         raise click.ClickException(f"--batch-size {what}")
@@ -197,19 +201,17 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     fabric.launch()
     rank = fabric.global_rank
     loading: Any = {"batch_size": batch_size // processes, "pin_memory": accelerator == "cuda"}
-    loading |= {"num_workers": workers, "persistent_workers": workers > 0}
-    loading |= {"generator": torch.Generator()}  # the global one is dropout's
-    share: Any = [(index, 0) for index in range(rank, len(val), processes)]
-    val_batches: Any = DataLoader(val, sampler=share, **loading)
+    loading |= {"num_workers": workers}
+    val_batches: Any = DataLoader(Subset(val, range(rank, len(val), processes)), **loading)
     network = network.to(memory_format=torch.channels_last).to(fabric.device)
     if evaluate:
         _, top1, top5 = validate(fabric, network, val_batches).values()
         fabric.print(f"top-1 {top1:.3f} %, top-5 {top5:.3f} % of {len(val):,} images")
         return
 
-    shuffle = Shuffle(train, processes, rank, seed=options["seed"], drop_last=True)
+    shuffle: Any = DistributedSampler(train, processes, rank, seed=options["seed"], drop_last=True)
     train_batches: Any = DataLoader(train, sampler=shuffle, drop_last=True, **loading)
-    lr, decay = options["lr"] * batch_size / 256, WEIGHT_DECAYS[options["model"]]
+    lr, decay = options["lr"] * batch_size / 256, options["weight_decay"]
     optimizer: Any = torch.optim.SGD(network.parameters(), lr, 0.9, weight_decay=decay, fused=True)
     steps = max(21, len(train) // batch_size * options["epochs"])  # OneCycleLR fails at 20
     schedule = OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
@@ -223,7 +225,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     rows = checkpoint["rows"]
     for epoch in range(len(rows) + 1, options["epochs"] + 1):
         shuffle.set_epoch(epoch)
-        torch.manual_seed(mix(options["seed"], epoch, rank))  # dropout's, in a resumed run as well
+        torch.manual_seed(hash((options["seed"], epoch, rank)))  # in a resumed run as well
         title = f"epoch {epoch}/{options['epochs']}"
         scale: Any = {"unit": " images", "unit_scale": batch_size, "disable": rank > 0 or None}
         bar: Any = tqdm(train_batches, title, leave=False, **scale)  # None: on terminals alone

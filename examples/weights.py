@@ -1,7 +1,5 @@
 """Weights from torchvision's official checkpoints or from a file, read without running any code."""
 
-import contextlib
-import sys
 import textwrap
 import warnings
 import zipfile
@@ -17,6 +15,7 @@ from alexnet import AlexNet
 from resnet18 import ResNet18
 
 MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
+OFFICIAL = {name: torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] for name in MODELS}
 
 
 @dataclass
@@ -30,28 +29,21 @@ class Classifier:
     image_size: int
 
 
-def official_weights(name: str) -> torchvision.models.WeightsEnum:
-    """Return torchvision's record of the ImageNet weights of the model called `name`."""
-    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-
-
 def load_official(name: str) -> Classifier:
     """Build the model called `name` with torchvision's ImageNet weights, downloaded once.
 
     Raises:
         click.ClickException: they are not in the cache and cannot be downloaded, or are damaged.
     """
-    weights = official_weights(name)
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    url = OFFICIAL[name].url
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     try:
         if not cached.exists():
-            with contextlib.redirect_stdout(sys.stderr):  # where the progress bar goes, too
-                weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cached), cached.stem.split("-")[-1])
     except (OSError, RuntimeError) as error:
-        raise click.ClickException(
-            f"cannot download {weights.url} ({error}): put that file at {cached}, or name another "
-            "with --weights"
-        ) from error
+        line = f"cannot download {url} ({error}): put that file at {cached}, or give --weights"
+        raise click.ClickException(line) from error
     return load_file(cached, name)
 
 
@@ -72,7 +64,7 @@ def load_file(path: Path, name: str | None = None) -> Classifier:
         holds = "alexnet" if is_alexnet else "resnet18"
         model = MODELS[holds].from_state_dict(saved["state_dict"])
         *_, bias = model.parameters()
-        imagenet = official_weights(holds).meta["categories"]
+        imagenet = OFFICIAL[holds].meta["categories"]
         names = saved.get("classes", imagenet if len(bias) == 1000 else range(len(bias)))
         classes, image_size = [str(name) for name in names], int(saved.get("image_size", 224))
         channels = model.conv1.in_channels

@@ -1,8 +1,10 @@
-"""The answer at the top of docs/speed.md is that of its tables."""
+"""The answer at the top of docs/speed.md is that of its tables, and its lines are those timed."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,20 @@ ANSWER, *REST = PAGE.split("\n\n**")
 
 @pytest.mark.parametrize("column, model", [(3, "ResNet-18"), (4, "AlexNet")])
 def test_each_figure_of_the_answer_is_that_of_a_row(column, model):
-    tables = [part for part in REST if part.startswith(f"{model}, inference**")]
+    tables = [part for part in REST if part.startswith(f"{model}**")]
     rows = [re.findall(r"\d, (\d\.\d\d)", line) for part in tables for line in part.splitlines()]
     cells = [line.split("|")[column].strip() for line in ANSWER.splitlines() if " / " in line]
     figures = [cell.split(" / ") for cell in cells if re.match(r"\d", cell)]
     assert len(figures) == 4
     assert all(figure in rows for figure in figures)
+
+
+@pytest.mark.parametrize("name", ["compiled", "in_int8"])
+def test_the_page_has_the_lines_that_are_timed(name):
+    for package in ("click", "pandas", "lightning_fabric", "matplotlib", "tqdm"):
+        pytest.importorskip(package)
+    from examples import benchmark
+
+    source = inspect.getsource(getattr(benchmark, name))
+    lines = textwrap.dedent(source.split('"""\n')[1]).splitlines()
+    assert [line for line in lines if line not in PAGE] == ["return fast"]
