@@ -205,8 +205,9 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     val_batches: Any = DataLoader(Subset(val, range(rank, len(val), processes)), **loading)
     network = network.to(memory_format=torch.channels_last).to(fabric.device)
     if evaluate:
-        _, top1, top5 = validate(fabric, network, val_batches).values()
-        fabric.print(f"top-1 {top1:.3f} %, top-5 {top5:.3f} % of {len(val):,} images")
+        loss, top1, top5 = validate(fabric, network, val_batches).values()
+        accuracy = f"top-1 {top1:.3f} %, top-5 {top5:.3f} %"
+        fabric.print(f"{accuracy}, loss {loss:.3f}: {len(val):,} images")
         return
 
     shuffle: Any = DistributedSampler(train, processes, rank, seed=options["seed"], drop_last=True)

@@ -27,8 +27,7 @@ def test_every_row_is_timed_in_turns_and_stands_in_the_table(tmp_path, monkeypat
     given = "--model resnet18 --image-size 64 --seconds 0 --batch-size 1 --batch-size 2 --out"
     status, tables, _ = call(main, *given.split(), tmp_path / "out")
     assert (status, (tmp_path / "out" / "table.md").read_text(encoding="utf-8")) == (0, tables)
-    with Image.open(tmp_path / "out" / "time.png") as picture:
-        assert min(picture.size) >= 300
+    assert min(Image.open(tmp_path / "out" / "time.png").size) >= 300
     times = pd.DataFrame(json.loads((tmp_path / "out" / "times.json").read_text()))
     assert f"torch {torch.__version__}" in times["machine"][0]
     assert times["machine"][0] in tables
