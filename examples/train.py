@@ -226,7 +226,7 @@ def main(data: Path, out: Path, evaluate: bool, resume: bool, workers: int, **op
     rows = checkpoint["rows"]
     for epoch in range(len(rows) + 1, options["epochs"] + 1):
         shuffle.set_epoch(epoch)
-        torch.manual_seed(hash((options["seed"], epoch, rank)))  # in a resumed run as well
+        torch.manual_seed(hash((options["seed"], epoch, rank)))  # as a resumed run does
         title = f"epoch {epoch}/{options['epochs']}"
         scale: Any = {"unit": " images", "unit_scale": batch_size, "disable": rank > 0 or None}
         bar: Any = tqdm(train_batches, title, leave=False, **scale)  # None: on terminals alone
