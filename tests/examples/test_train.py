@@ -221,7 +221,7 @@ def test_an_image_that_cannot_be_decoded_stops_the_run_naming_it(given, data, tm
 
 
 def test_a_terminal_gets_a_progress_bar_and_ctrl_c_leaves_a_checkpoint(digits, tmp_path):
-    endless = options(digits, tmp_path / "run", "--epochs", 500, "--batch-size", 2)
+    endless = options(digits, tmp_path / "run", "--epochs", 500, "--workers", 0)
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a background job does not
     command = ["-m", "examples.train", *endless]
     terminal = pexpect.spawn(sys.executable, command, cwd=ROOT, timeout=MINUTES, preexec_fn=heed)
