@@ -105,21 +105,21 @@ def in_openvino(file: Path, precision: str = "f32") -> Network:
 
 def implementations(theirs: nn.Module, ours: nn.Module, images: Tensor, folder: Path) -> Rows:
     """Return what builds each row, whose name ends in its precision where that is not float32."""
-    layout = torch.channels_last
-    fast, their_fast = (copy.deepcopy(each).to(memory_format=layout) for each in (ours, theirs))
+    ours_channels_last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
+    theirs_channels_last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
     bfloat16 = torch.autocast(images.device.type, torch.bfloat16)
     onnx = cache(lambda: to_onnx(fuse(ours), images, folder / "network.onnx"))
     int8 = cache(lambda: to_int8(onnx(), images))
     rows: Rows = {
         "torchvision": lambda: theirs,
-        "torchvision, channels-last": lambda: their_fast,
+        "torchvision, channels-last": lambda: theirs_channels_last,
         "ours": lambda: ours,
-        "ours, channels-last": lambda: fast,
-        "ours, fused, channels-last": lambda: fuse(fast),
-        "ours, compiled": lambda: compiled(fast),
-        "torchvision, channels-last, bfloat16": lambda: bfloat16(their_fast),
-        "ours, channels-last, bfloat16": lambda: bfloat16(fast),
-        "ours, compiled, bfloat16": lambda: bfloat16(compiled(fast)),
+        "ours, channels-last": lambda: ours_channels_last,
+        "ours, fused, channels-last": lambda: fuse(ours_channels_last),
+        "ours, compiled": lambda: compiled(ours_channels_last),
+        "torchvision, channels-last, bfloat16": lambda: bfloat16(theirs_channels_last),
+        "ours, channels-last, bfloat16": lambda: bfloat16(ours_channels_last),
+        "ours, compiled, bfloat16": lambda: bfloat16(compiled(ours_channels_last)),
     }
     if images.device.type == "cpu":
         rows |= {
@@ -194,10 +194,11 @@ def report(times: pd.DataFrame) -> tuple[str, Figure]:
 def machine() -> str:
     """Return what a figure depends on: processor, threads, versions, date."""
     cpu, threads = torch.cpu.get_capabilities(), torch.get_num_threads()
-    instructions = torch.backends.cpu.get_cpu_capability() + (", AMX" if cpu["amx_bf16"] else "")
+    processor = cpu.get("cpu_name") or cpu["architecture"]
+    capability = torch.backends.cpu.get_cpu_capability() + (", AMX" if cpu.get("amx_bf16") else "")
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, {date.today()}"
-    return f"{gpu}{cpu['cpu_name']} ({instructions}), {threads} threads, {versions}"
+    return f"{gpu}{processor} ({capability}), {threads} threads, {versions}"
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

@@ -39,7 +39,8 @@ class Command(click.Command):
             raise
         except (KeyboardInterrupt, OSError, RuntimeError, click.ClickException) as error:
             line = str(error)
-            reader = line.startswith("DataLoader worker (pid")  # which was killed
+            reader = line.startswith("DataLoader worker (pid")  # it was killed
+            full_disk = "PytorchStreamWriter" in line
             lone = reader or isinstance(error, ImageError)
             if rank and not (lone and torch.distributed.is_initialized()):
                 sys.exit(1)
@@ -50,6 +51,6 @@ class Command(click.Command):
                 if all((process.poll() or 0) >= 0 for process in processes):
                     sys.exit(1)  # it has said why it stopped
                 line = "another process of this run was killed"
-            elif not (reader or isinstance(error, OSError) or "PytorchStreamWriter" in line):
-                raise  # the last is a full disk
+            elif not (reader or full_disk or isinstance(error, OSError)):
+                raise
             raise click.ClickException(line) from error

@@ -36,7 +36,7 @@ SMALLEST_CROP = 0.5  # of an image; the usual 0.08 wants many epochs
 NORMALIZE = v2.Normalize([0.485 * 255, 0.456 * 255, 0.406 * 255], [58.395, 57.12, 57.375])
 
 
-def load_images(data: Path, size: int) -> tuple[Any, Any]:
+def load_images(data: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
     """Return the images to train on and those to validate on, all of size x size."""
     augment = [v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1)), v2.RandomHorizontalFlip()]
     train = ImageFolder(data / "train", v2.Compose([*augment, v2.PILToTensor()]), loader=open_image)

@@ -31,9 +31,7 @@ def oracle(name: str, **options: object) -> nn.Module:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     *_, weight, _ = model.parameters()
-    weight.data /= (
-        50 if name == "resnet18" else 4
-    )  # or softmax would be 1 for the same class always
+    weight.data /= 50 if name == "resnet18" else 4  # else softmax is 1 for one class of any image
     return model
 
 

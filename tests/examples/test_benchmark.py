@@ -24,13 +24,14 @@ PLAIN = ["torchvision", "torchvision, channels-last", "ours", "ours, channels-la
 def test_every_row_is_timed_in_turns_and_stands_in_the_table(tmp_path, monkeypatch):
     plain = lambda *given: {row: implementations(*given)[row] for row in PLAIN}  # noqa: E731
     monkeypatch.setattr(benchmark, "implementations", plain)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64"})
     given = "--model resnet18 --image-size 64 --seconds 0 --batch-size 1 --batch-size 2 --out"
     status, tables, _ = call(main, *given.split(), tmp_path / "out")
     assert (status, (tmp_path / "out" / "table.md").read_text(encoding="utf-8")) == (0, tables)
     assert min(Image.open(tmp_path / "out" / "time.png").size) >= 300
     times = pd.DataFrame(json.loads((tmp_path / "out" / "times.json").read_text()))
-    assert f"torch {torch.__version__}" in times["machine"][0]
-    assert times["machine"][0] in tables
+    machine = times["machine"][0]
+    assert machine in tables and "arm64" in machine and f"torch {torch.__version__}" in machine
     for _, turns in times.groupby("batch_size"):
         assert len(turns) >= 3 * len(PLAIN)
         assert list(turns["row"]) == PLAIN * (len(turns) // len(PLAIN))

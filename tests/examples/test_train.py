@@ -132,7 +132,6 @@ def test_two_processes_train_and_count_each_image_once(finished, digits, tmp_pat
     status, stdout, stderr = run(*options(digits, out, "--devices", "2"))
     assert (status, len(stdout.splitlines()), stderr) == (0, 2, "")
     assert read(finished / "last.ckpt")["schedule"] == read(out / "last.ckpt")["schedule"]
-
     evaluate = options(digits, out, "--evaluate", "--weights", str(out / "model.pt"))
     torchrun = "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"
     status, shared, _ = run(*evaluate, launcher=torchrun)
