@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -304,9 +305,11 @@ def test_a_saved_network_starts_in_another_process_without_compiling(run, name, 
     torch.save(names["images"], "images.pt")
     load = load.replace("torch.randn(4, 3, 224, 224)", "torch.load('images.pt')")
     environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    code = f"{load}\ntorch.save(logits, 'logits.pt')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    measure = recipe("Time and memory of a new process", name)
+    command = [sys.executable, "-c", f"{load}\ntorch.save(logits, 'logits.pt')\n{measure}"]
+    shown = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
     assert deviation(torch.load("logits.pt"), names["logits"]) <= 1e-2
+    assert re.fullmatch(r"\d+\.\d s, \d+ MB\n", shown)
 
 
 # In evaluation mode, so that two processes with half of the batch each compute the gradients of one
