@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +45,6 @@ def test_the_snippet_prints_what_is_shown(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == block("official weights", "text")
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_the_figures_show_the_layers_in_the_order_of_the_forward_pass(name):
     model, called = MODELS[name](), []
     for key, module in model.named_children():
@@ -63,7 +61,6 @@ def test_the_figure_of_the_block_shows_its_layers():
     assert layers == [key for key, _ in BasicBlock(64, 64).named_children()]
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_every_number_of_the_tables_of_layers(name):
     model, shapes = MODELS[name]().eval(), {}
     for key, module in model.named_children():
