@@ -1,13 +1,13 @@
-"""AlexNet on one device, layer for layer the network whose weights torchvision publishes.
+"""AlexNet on one device. With the same weights, its logits and gradients equal torchvision's.
 
 [2012] Krizhevsky, Sutskever, Hinton. ImageNet Classification with Deep Convolutional Neural
        Networks. https://papers.nips.cc/paper/4824
 [2014] Krizhevsky. One weird trick for parallelizing convolutional neural networks.
        https://arxiv.org/abs/1404.5997
 
-[2012] splits the network over two GPUs. This is the single tower of [2014], but for conv4: the
-paper gives it 384 filters (page 5, footnote 1), its author's own configuration 256 (cuda-convnet2,
-layers-imagenet-1gpu.cfg). The response normalization of [2012] is left out, as in torchvision.
+[2012] splits the network over two GPUs. This is the single tower of [2014], except conv4: the paper
+says 384 filters (page 5, footnote 1), its author's configuration 256 (cuda-convnet2,
+layers-imagenet-1gpu.cfg). As in torchvision, there is no response normalization ([2012], 3.3).
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+TORCHVISION_NAMES = {
+    "features.0": "conv1",
+    "features.3": "conv2",
+    "features.6": "conv3",
+    "features.8": "conv4",
+    "features.10": "conv5",
+    "classifier.1": "fc1",
+    "classifier.4": "fc2",
+    "classifier.6": "fc3",
+}
 
 
 class AlexNet(nn.Module):
@@ -39,23 +50,23 @@ class AlexNet(nn.Module):
 
         # Variance 1 / fan_in. With the N(0, 0.01) of [2012] or PyTorch's default the signal fades
         # from layer to layer, and training may never start.
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.kaiming_uniform_(parameter, nonlinearity="linear")
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W), 63 x 63 or larger, to logits (N, num_classes).
 
-        Shapes are for 224 x 224 images. Max pooling commutes with ReLU and leaves it less to do.
+        The shapes below are for 224 x 224 images.
         """
-        x = F.relu(self.pool(self.conv1(x)))  # (N, 64, 27, 27)
-        x = F.relu(self.pool(self.conv2(x)))  # (N, 192, 13, 13)
+        x = self.pool(F.relu(self.conv1(x)))  # (N, 64, 27, 27)
+        x = self.pool(F.relu(self.conv2(x)))  # (N, 192, 13, 13)
         x = F.relu(self.conv3(x))  # (N, 384, 13, 13)
         x = F.relu(self.conv4(x))  # (N, 256, 13, 13)
-        x = F.relu(self.pool(self.conv5(x)))  # (N, 256, 6, 6)
-        x = F.adaptive_avg_pool2d(x, 6).flatten(1)  # (N, 9216), whatever the size of the images
+        x = self.pool(F.relu(self.conv5(x)))  # (N, 256, 6, 6)
+        x = F.adaptive_avg_pool2d(x, output_size=6).flatten(1)  # (N, 9216) for any image size
         x = self.dropout(F.relu(self.fc1(x)))  # (N, 4096), dropout as in [2012], 4.2
         x = self.dropout(F.relu(self.fc2(x)))  # (N, 4096)
         x = self.fc3(x)  # (N, 1000)
@@ -63,48 +74,34 @@ class AlexNet(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> AlexNet:
-        """Build the network whose weights a checkpoint holds, named as in this file or torchvision.
+        """Build the network from a checkpoint with this file's or torchvision's parameter names.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():
-            layer, _, kind = name.rpartition(".")
-            weights[f"{TORCHVISION_NAMES.get(layer, layer)}.{kind}"] = tensor
-        model = cls(len(weights["fc3.weight"]), weights["conv1.weight"].shape[1])
+            layer, dot, kind = name.rpartition(".")  # "features.0", ".", "weight"
+            weights[TORCHVISION_NAMES.get(layer, layer) + dot + kind] = tensor
+
+        model = cls(
+            num_classes=weights["fc3.weight"].shape[0],
+            in_channels=weights["conv1.weight"].shape[1],
+        )
         model.load_state_dict(weights)
         return model
 
 
-TORCHVISION_NAMES = {
-    "features.0": "conv1",
-    "features.3": "conv2",
-    "features.6": "conv3",
-    "features.8": "conv4",
-    "features.10": "conv5",
-    "classifier.1": "fc1",
-    "classifier.4": "fc2",
-    "classifier.6": "fc3",
-}
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Print AlexNet and run a forward pass, on CUDA where there is one.",
-        usage=argparse.SUPPRESS,  # what is wrong with an argument is said in one line
-    )
+    parser = argparse.ArgumentParser(description="Print AlexNet and run a forward pass.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = parser.parse_args().device
-    model = AlexNet().eval()
-    try:
-        model.to(device)
-    except (AssertionError, ImportError, RuntimeError) as error:  # PyTorch finds no such device
-        parser.error(str(error).splitlines()[0])
 
+    model = AlexNet().to(device).eval()
     images = torch.randn(1, 3, 224, 224, device=device)
     with torch.inference_mode():
         logits = model(images)
+
     print(model)
     print(f"Parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     print(f"Forward pass on {device}: {tuple(images.shape)} -> {tuple(logits.shape)}")

@@ -1,4 +1,4 @@
-"""ResNet-18, layer for layer the network whose weights torchvision and timm publish.
+"""ResNet-18. With the same weights, its logits and gradients equal torchvision's and timm's.
 
 [2015a] He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition.
         https://arxiv.org/abs/1512.03385
@@ -24,11 +24,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(
+            in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Sequential()  # the identity
+
+        self.shortcut = nn.Sequential()  # empty: the identity
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
@@ -57,17 +60,19 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512, num_classes)
 
+        # Keeps the variance of the gradients from layer to layer ([2015b], 2.2). As in torchvision:
+        # the same seed gives the same initial weights.
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # keeps the gradient's variance ([2015b], 2.2)
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, num_classes).
 
-        Shapes are for 224 x 224 images. Max pooling commutes with ReLU and leaves it less to do.
+        The shapes below are for 224 x 224 images.
         """
-        x = self.bn1(self.conv1(x))  # (N, 64, 112, 112)
-        x = F.relu(self.maxpool(x))  # (N, 64, 56, 56)
+        x = F.relu(self.bn1(self.conv1(x)))  # (N, 64, 112, 112)
+        x = self.maxpool(x)  # (N, 64, 56, 56)
         x = self.layer1(x)  # (N, 64, 56, 56)
         x = self.layer2(x)  # (N, 128, 28, 28)
         x = self.layer3(x)  # (N, 256, 14, 14)
@@ -78,33 +83,35 @@ class ResNet18(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> ResNet18:
-        """Build the network whose weights a checkpoint holds, named as in this file or torchvision.
+        """Build the network from a checkpoint with this file's or torchvision's parameter names.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.
         """
-        weights = {name.replace("downsample", "shortcut"): state_dict[name] for name in state_dict}
-        model = cls(len(weights["fc.weight"]), weights["conv1.weight"].shape[1])
+        weights = {}
+        for name, tensor in state_dict.items():
+            weights[name.replace("downsample", "shortcut")] = (
+                tensor  # torchvision's and timm's name
+            )
+
+        model = cls(
+            num_classes=weights["fc.weight"].shape[0],
+            in_channels=weights["conv1.weight"].shape[1],
+        )
         model.load_state_dict(weights)
         return model
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Print ResNet-18 and run a forward pass, on CUDA where there is one.",
-        usage=argparse.SUPPRESS,  # what is wrong with an argument is said in one line
-    )
+    parser = argparse.ArgumentParser(description="Print ResNet-18 and run a forward pass.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = parser.parse_args().device
-    model = ResNet18().eval()
-    try:
-        model.to(device)
-    except (AssertionError, ImportError, RuntimeError) as error:  # PyTorch finds no such device
-        parser.error(str(error).splitlines()[0])
 
+    model = ResNet18().to(device).eval()
     images = torch.randn(1, 3, 224, 224, device=device)
     with torch.inference_mode():
         logits = model(images)
+
     print(model)
     print(f"Parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
     print(f"Forward pass on {device}: {tuple(images.shape)} -> {tuple(logits.shape)}")
