@@ -1,18 +1,36 @@
-"""Run a command of the examples in this process."""
+"""Run a command of the examples in this process, as a user runs it."""
 
-import click
-from click.testing import CliRunner
-
-
-def call(command: click.Command, *arguments: object) -> tuple[int, str, str]:
-    """Return its exit status, what it printed and its errors."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
-def refusal(command: click.Command, *arguments: object) -> str:
-    """Return the one line with which it refuses the arguments."""
-    status, stdout, stderr = call(command, *arguments)
-    assert (status, stdout, stderr.count("\n")) == (1, "", 1), stderr
-    return stderr
+@dataclass
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(main: Callable[[list[str]], None], *arguments: object) -> Result:
+    """Return what the command printed and the status it ended with."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # with a text, Python prints it and the status is 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=stderr)
+            status = 1 if isinstance(stop.code, str) else stop.code or 0
+    return Result(status, stdout.getvalue(), stderr.getvalue())
+
+
+def refusal(main: Callable[[list[str]], None], *arguments: object) -> str:
+    """Return the one line on standard error with which the command refuses its arguments."""
+    result = call(main, *arguments)
+    assert result.status == 1, result
+    assert result.stderr.startswith("error: "), result
+    assert result.stderr.count("\n") == 1, result
+    return result.stderr

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,21 @@ import torch
 import torchvision
 from PIL import Image
 
-for package in ("click", "lightning_fabric", "pandas", "matplotlib", "tqdm"):
+for package in ("tyro", "pandas", "matplotlib", "tqdm"):
     pytest.importorskip(package)
 datasets = pytest.importorskip("sklearn.datasets")
-pexpect = pytest.importorskip("pexpect")
-psutil = pytest.importorskip("psutil")
 
 import pandas as pd  # noqa: E402
 
-from examples import train  # noqa: E402
-from examples.images import open_image  # noqa: E402
-from examples.train import NORMALIZE, load_images, load_network, main  # noqa: E402
-from examples.weights import load_file, read  # noqa: E402
+from examples import images  # noqa: E402
+from examples.train import learning_rate, main  # noqa: E402
+from examples.weights import load_file, read_checkpoint  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-TRAIN, VAL = 28, 11  # images of a class; two processes cannot halve what `val/` has
-MINUTES = 240  # seconds after which a process that does not end has failed
+TRAIN, VAL = 28, 11  # images of a class; two processes cannot halve the validation images
+TIMEOUT = 240  # seconds after which a process that does not end has failed
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
 
 def write_digits(folder: Path, digits: str) -> Path:
@@ -44,27 +41,42 @@ def write_digits(folder: Path, digits: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
+def digits(tmp_path_factory) -> Path:
+    """Images of three classes: 84 to train on, 33 to validate on."""
     return write_digits(tmp_path_factory.mktemp("digits"), "013")
 
 
-def options(data: Path, out: Path, *more: object) -> list[str]:
-    """Return the arguments of a small run, of 20 steps: OneCycleLR's own schedule fails there."""
-    small = "--image-size 32 --batch-size 8 --epochs 2".split()  # noqa: SIM905
+@pytest.fixture
+def data(digits, tmp_path) -> Path:
+    """A copy of the images, to be changed."""
+    return shutil.copytree(digits, tmp_path / "data")
+
+
+def arguments(data: Path, out: Path, *more: object) -> list[str]:
+    """Return the arguments of a small run: two epochs of ten steps."""
+    small = "--image-size 32 --batch-size 8 --epochs 2 --workers 1".split()  # noqa: SIM905
     return [str(data), "--out", str(out), *small, *map(str, more)]
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(*arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     """Start the command in a process of its own."""
-    command = [sys.executable, *launcher, "-m", "examples.train", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "examples.train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a test can kill the workers too
+    )
 
 
-def run(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    """Run the command to its end; return its status, what it printed and its errors."""
-    process = start(*arguments, launcher=launcher)
-    stdout, stderr = process.communicate(timeout=MINUTES)
+def run(
+    *arguments: str, launcher: tuple[str, ...] = (), **environment: str
+) -> tuple[int, str, str]:
+    """Run the command to its end; return its status, its output and its errors."""
+    process = start(*arguments, launcher=launcher, **environment)
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
     return process.returncode, stdout, stderr
 
 
@@ -73,250 +85,368 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def finished(digits, tmp_path_factory):
+def finished(digits, tmp_path_factory) -> Path:
     """The folder that a whole run has left."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    status, stdout, stderr = run(*options(digits, out))
+    status, stdout, stderr = run(*arguments(digits, out))
     assert (status, stderr) == (0, "")
-    titles = [line.split(":")[0] for line in stdout.splitlines()]
-    assert titles == ["epoch 1/2", "epoch 2/2"]
+    (out / "stdout").write_text(stdout)
     return out
 
 
-def test_it_leaves_metrics_a_picture_a_checkpoint_and_the_best_weights(finished, digits):
-    assert contents(finished).keys() == {"metrics.csv", "curves.png", "last.ckpt", "model.pt"}
+def test_first_line_says_what_is_trained_on_what(finished):
+    first, *epochs = (finished / "stdout").read_text().splitlines()
+    for words in "resnet18", "11,178,051 parameters", "84 training", "33 validation", "3 classes":
+        assert words in first
+    assert "on cpu" in first or "on cuda" in first
+    assert "10 steps" in first
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_files_that_are_not_images_are_counted_in_the_first_line(data, tmp_path):
+    (data / "train" / "1" / "._0.png").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves these
+    (data / "val" / "3" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    result = call(main, *arguments(data, tmp_path / "run", "--epochs", 1))
+    assert result.status == 0, result
+    assert "2 other files ignored" in result.stdout.splitlines()[0]
+
+
+def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
+    names = {"metrics.csv", "curves.png", "last.ckpt", "model.pt"}
+    assert contents(finished).keys() - {"stdout"} == names
     rows = pd.read_csv(finished / "metrics.csv")
     assert list(rows["epoch"]) == [1, 2]
-    assert min(Image.open(finished / "curves.png").size) >= 300
+    assert {"lr", "train_loss", "val_top1", "val_top5", "images/s", "seconds"} <= set(rows)
+    width, height = Image.open(finished / "curves.png").size
+    assert width > height > 500
+
+
+def test_model_file_has_class_names_and_image_size(finished):
     classifier = load_file(finished / "model.pt")
-    assert (classifier.classes, classifier.image_size) == (["0", "1", "3"], 32)
-    given = options(digits, finished, "--evaluate", "--weights", str(finished / "model.pt"))
+    assert classifier.classes == ["0", "1", "3"]
+    assert classifier.image_size == 32
+
+
+def test_default_recipe_is_sgd_with_momentum_and_the_papers_weight_decay(finished):
+    group = read_checkpoint(finished / "last.ckpt")["optimizer"]["param_groups"][0]
+    assert group["momentum"] == 0.9
+    assert group["weight_decay"] == 1e-4
+
+
+def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size(finished, digits):
+    result = call(main, digits, "--weights", finished / "model.pt", "--evaluate")
+    rows = pd.read_csv(finished / "metrics.csv")
     best = rows.loc[rows["val_top1"].idxmax()]
-    line = f"top-1 {best.val_top1:.3f} %, top-5 100.000 %, loss {best.val_loss:.3f}: 33 images\n"
-    assert call(main, *given)[:2] == (0, line)
-    recipe = read(finished / "last.ckpt")["optimizer"]["param_groups"][0]
-    assert (recipe["max_lr"], recipe["momentum"], recipe["weight_decay"]) == (0.1 / 32, 0.9, 1e-4)
+    accuracy = f"top-1 {best.val_top1:.3f}%, top-5 100.000%"
+    assert result.stdout == f"{accuracy}, loss {best.val_loss:.3f}: 33 images\n"
+    assert result.status == 0
+
+
+def test_evaluate_reads_nothing_but_val(finished, data, tmp_path):
+    shutil.rmtree(data / "train")
+    result = call(main, data, "--weights", finished / "last.ckpt", "--evaluate")
+    assert result.status == 0, result
+    assert "33 images" in result.stdout
+
+
+def test_learning_rate_rises_falls_and_ends_near_zero_for_any_number_of_steps():
+    for steps in (1, 2, 5, 20, 21, 1000):
+        rates = [learning_rate((step + 0.5) / steps, peak=0.1) for step in range(steps)]
+        top = rates.index(max(rates))
+        assert min(rates) > 0
+        assert max(rates) <= 0.1
+        assert rates[: top + 1] == sorted(rates[: top + 1])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert steps < 20 or rates[-1] < 0.001
+    assert rates[0] < 0.002
+    assert rates[50] == pytest.approx(0.1, rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    "model, devices, epochs",  # finished when it is killed
+    "model, launcher, finished_epochs",
     [
-        ("resnet18", 1, 0),
-        ("resnet18", 1, 1),
-        pytest.param("alexnet", 1, 1, marks=pytest.mark.slow),
-        pytest.param("resnet18", 2, 1, marks=pytest.mark.slow),
+        ("resnet18", (), 0),
+        ("resnet18", (), 1),
+        pytest.param("alexnet", (), 1, marks=pytest.mark.slow),
+        pytest.param("resnet18", TORCHRUN, 1, marks=pytest.mark.slow),
     ],
+    ids=["resnet18 in its first epoch", "resnet18", "alexnet", "two processes"],
 )
-def test_a_killed_run_ends_bit_identical(model, devices, epochs, finished, digits, tmp_path):
-    out, whole, given = tmp_path / "run", finished, ["--model", model, "--devices", str(devices)]
-    if model == "alexnet" or devices > 1:  # dropout is AlexNet's, batch norm ResNet-18's
-        whole, given = tmp_path / "whole", [*given, "--image-size", "64"]
-        assert run(*options(digits, whole, *given))[0] == 0
-    process = start(*options(digits, out, *given))
-    while process.poll() is None and not (out / "last.ckpt" if epochs else out).exists():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate(timeout=MINUTES)
-    assert (out / "last.ckpt").exists() == bool(epochs)
+def test_resume_after_sigkill_is_bit_identical(
+    model, launcher, finished_epochs, finished, digits, tmp_path
+):
+    whole, out, more = finished, tmp_path / "run", []
+    if model == "alexnet" or launcher:  # dropout is AlexNet's, batch norm is ResNet-18's
+        whole, more = tmp_path / "whole", ["--model", model, "--image-size", "64"]
+        assert run(*arguments(digits, whole, *more), launcher=launcher)[0] == 0
 
-    assert run(*options(digits, out, *given, "--resume"))[0] == 0
+    process = start(*arguments(digits, out, *more), launcher=launcher)
+    awaited = out / "last.ckpt" if finished_epochs else out
+    while process.poll() is None and not awaited.exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=TIMEOUT)
+    assert (out / "last.ckpt").exists() == bool(finished_epochs)
+
+    assert run(*arguments(digits, out, *more, "--resume"), launcher=launcher)[0] == 0
     for part in "network", "optimizer":
-        one, two = (read(folder / "last.ckpt")[part] for folder in (whole, out))
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
-    assert contents(whole)["model.pt"] == contents(out)["model.pt"]
+        expected, resumed = (read_checkpoint(f / "last.ckpt")[part] for f in (whole, out))
+        torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
+    assert contents(out)["model.pt"] == contents(whole)["model.pt"]
     assert list(pd.read_csv(out / "metrics.csv")["epoch"]) == [1, 2]
 
 
-def test_two_processes_train_and_count_each_image_once(finished, digits, tmp_path):
+def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, finished, tmp_path):
     out = tmp_path / "run"
-    status, stdout, stderr = run(*options(digits, out, "--devices", "2"))
-    assert (status, len(stdout.splitlines()), stderr) == (0, 2, "")
-    assert read(finished / "last.ckpt")["schedule"] == read(out / "last.ckpt")["schedule"]
-    evaluate = options(digits, out, "--evaluate", "--weights", str(out / "model.pt"))
-    torchrun = "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"
-    status, shared, _ = run(*evaluate, launcher=torchrun)
-    assert (status, shared) == call(main, *evaluate)[:2]
-    rows = pd.read_csv(out / "metrics.csv")
-    loss = rows["val_loss"][rows["val_top1"].idxmax()]
-    assert f"loss {loss:.3f}: 33 images" in shared
+    status, stdout, stderr = run(*arguments(digits, out), launcher=TORCHRUN)
+    assert status == 0, stderr
+    assert len(stdout.splitlines()) == 3
+    rows, single = pd.read_csv(out / "metrics.csv"), pd.read_csv(finished / "metrics.csv")
+    assert list(rows["lr"]) == list(single["lr"])
+
+    best = rows.loc[rows["val_top1"].idxmax()]
+    result = call(main, digits, "--weights", out / "model.pt", "--evaluate")
+    assert result.stdout.startswith(f"top-1 {best.val_top1:.3f}%")
+    assert f"loss {best.val_loss:.3f}: 33 images" in result.stdout
 
 
-def test_each_epoch_has_every_image_once_in_an_order_of_its_own(digits, tmp_path, monkeypatch):
-    opened: list[str] = []
-    monkeypatch.setattr(train, "open_image", lambda path: opened.append(path) or open_image(path))
-    given = options(digits, tmp_path / "run", "--workers", 0, "--batch-size", 28)
-    assert call(main, *given)[0] == 0
-    seen = [path for path in opened if "train" in Path(path).parts]
-    assert len(set(seen[:84])) == len(set(seen[84:])) == 84
-    assert seen[:84] != seen[84:]
+def test_each_epoch_sees_every_image_once_in_a_new_order(digits, tmp_path, monkeypatch):
+    opened: list[Path] = []
+
+    def open_image(path, **options):
+        opened.append(path)
+        return original(path, **options)
+
+    original = images.open_image
+    monkeypatch.setattr(images, "open_image", open_image)
+    more = "--workers", 0, "--batch-size", 28
+    assert call(main, *arguments(digits, tmp_path / "run", *more)).status == 0
+    seen = [path for path in opened if "train" in path.parts]
+    first, second = seen[:84], seen[84:]
+    assert len(set(first)) == len(set(second)) == 84
+    assert first != second
 
 
-def test_of_two_processes_one_says_why_the_run_stops(digits, tmp_path):
-    status, _, stderr = run(*options(digits, tmp_path / "run", "--devices", 2, "--lr", 1e30))
-    assert (status != 0, stderr.count("\n")) == (True, 1), stderr
-    assert "the loss became" in stderr
-
-
-def test_fine_tuning_starts_from_the_weights_with_a_new_head(finished, tmp_path):
+def test_fine_tuning_keeps_the_weights_and_replaces_the_head(finished, tmp_path):
     data, file = write_digits(tmp_path / "data", "25"), finished / "model.pt"
-    start = {"model": None, "weights": file, "pretrained": False}
-    ours, theirs = load_network(start, ["2", "5"], True).state_dict(), read(file)["state_dict"]
-    assert (ours.pop("fc.weight").shape, ours.pop("fc.bias").shape) == ((2, 512), (2,))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert call(main, *options(data, tmp_path / "run", "--weights", file))[0] == 0
-    assert load_file(tmp_path / "run" / "model.pt").classes == ["2", "5"]
+    more = "--weights", file, "--lr", 1e-9, "--epochs", 1  # the weights hardly move
+    result = call(main, *arguments(data, tmp_path / "run", *more))
+    assert result.status == 0, result
+    tuned = load_file(tmp_path / "run" / "model.pt")
+    assert tuned.classes == ["2", "5"]
+    start = read_checkpoint(file)["state_dict"]
+    torch.testing.assert_close(tuned.network.layer4[1].conv2.weight, start["layer4.1.conv2.weight"])
+    assert tuned.network.fc.out_features == 2
 
 
-def test_official_weights_keep_their_head_only_for_as_many_classes(digits, tmp_path, monkeypatch):
+def test_fine_tuning_on_the_same_classes_keeps_the_head(finished, digits, tmp_path):
+    more = "--weights", finished / "model.pt", "--lr", 1e-9, "--epochs", 1
+    assert call(main, *arguments(digits, tmp_path / "run", *more)).status == 0
+    tuned = load_file(tmp_path / "run" / "model.pt")
+    start = read_checkpoint(finished / "model.pt")["state_dict"]
+    torch.testing.assert_close(tuned.network.fc.weight, start["fc.weight"])
+
+
+@pytest.fixture
+def official_weights(tmp_path, monkeypatch) -> Path:
+    """Random weights where PyTorch keeps the official ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     torch.save(torchvision.models.resnet18().state_dict(), file)
-    start = {"model": "resnet18", "weights": None, "pretrained": True}
-    tuned = load_network(start, ["0", "1", "3"], new_head=True)
-    whole = load_network(start, [f"n{index:08}" for index in range(1000)], new_head=False)
-    assert (tuned.fc.out_features, whole.fc.out_features) == (3, 1000)
-    assert torch.equal(tuned.conv1.weight, whole.conv1.weight)
-    assert torch.equal(whole.fc.weight, read(file)["fc.weight"])
-    assert "1000: tench" in refusal(main, *options(digits, tmp_path, "--pretrained", "--evaluate"))
+    return file
 
 
-def test_training_crops_and_evaluation_sees_what_the_official_transforms_make(tmp_path):
-    picture = Image.fromarray(datasets.load_sample_image("flower.jpg"))
-    for split in "train", "val":
-        (tmp_path / split / "flower").mkdir(parents=True)
-        picture.save(tmp_path / split / "flower" / "0.png")
-    train, val = load_images(tmp_path, 224)
-    assert len({train[0][0].numpy().tobytes() for _ in range(9)}) > 2  # not only flipped
-    official = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(picture)
-    torch.testing.assert_close(NORMALIZE(val[0][0].float()), official, rtol=0, atol=1e-5)
+def test_weights_for_other_classes_are_not_evaluated(finished, tmp_path):
+    data = write_digits(tmp_path / "data", "25")
+    line = refusal(main, data, "--weights", finished / "model.pt", "--evaluate")
+    assert "3 other classes: 0, 1, 3" in line
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(finished, digits, tmp_path):
-    checkpoint = read(finished / "last.ckpt")
+def test_resume_does_not_need_the_weights_that_the_run_started_from(finished, digits, tmp_path):
+    weights = shutil.copy(finished / "model.pt", tmp_path / "start.pt")
+    given = arguments(digits, tmp_path / "run", "--weights", weights)
+    assert call(main, *given).status == 0
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.ckpt")
     checkpoint["rows"].pop()  # so that an epoch is left
-    checkpoint["network"]["fc.bias"][0] = float("nan")
-    checkpoint["schedule"]["last_epoch"] = 7
+    torch.save(checkpoint, tmp_path / "run" / "last.ckpt")
+    Path(weights).unlink()
+    assert call(main, *given, "--resume").status == 0
+    assert list(pd.read_csv(tmp_path / "run" / "metrics.csv")["epoch"]) == [1, 2]
+
+
+@pytest.mark.parametrize("spoil", ["a weight that is not a number", "a learning rate of 1e30"])
+def test_loss_that_is_not_finite_stops_before_anything_is_overwritten(
+    spoil, finished, digits, tmp_path
+):
+    checkpoint = read_checkpoint(finished / "last.ckpt")
+    checkpoint["rows"].pop()  # so that an epoch is left
+    if spoil == "a learning rate of 1e30":
+        checkpoint["config"]["lr"] = 1e30
+    else:
+        checkpoint["network"]["fc.bias"][0] = float("nan")
     torch.save(checkpoint, tmp_path / "last.ckpt")
     before = contents(tmp_path)
-    assert "nan at step 8" in refusal(main, *options(digits, tmp_path, "--resume"))
-    assert before == contents(tmp_path)
+    line = refusal(main, *arguments(digits, tmp_path, "--resume"))
+    assert "the loss is not finite" in line
+    assert "epoch 2" in line
+    assert contents(tmp_path) == before
 
 
-@pytest.fixture
-def data(digits, tmp_path) -> Path:
-    """A copy of the images, to be broken."""
-    return shutil.copytree(digits, tmp_path / "data")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_damaged_image_stops_the_run_with_its_name(split, workers, data, tmp_path):
+    damaged = data / split / "1" / "0.png" if split == "train" else data / split / "1" / "30.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    more = "--workers", workers, "--batch-size", "84"
+    result = call(main, *arguments(data, tmp_path / "run", *more))
+    assert result.status == 1
+    assert result.stderr.startswith(f"error: {damaged}: ")
+    assert result.stderr.count("\n") == 1
+    assert list((tmp_path / "run").iterdir()) == []
 
 
-@pytest.mark.parametrize("given", ["--workers 0", "--workers 1", "--devices 2"])
-def test_an_image_that_cannot_be_decoded_stops_the_run_naming_it(given, data, tmp_path):
-    broken = data / "train" / "1" / "0.png"
-    broken.write_bytes(broken.read_bytes()[:100])
-    more = [*given.split(), "--batch-size", "84"]
-    status, _, stderr = run(*options(data, tmp_path / "run", *more))
-    assert (status != 0, stderr.count("\n")) == (True, 1), stderr
-    assert stderr.startswith(f"Error: {broken}: ")
-
-
-def test_a_terminal_gets_a_progress_bar_and_ctrl_c_leaves_a_checkpoint(digits, tmp_path):
-    endless = options(digits, tmp_path / "run", "--epochs", 500, "--workers", 0)
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a background job does not
-    command = ["-m", "examples.train", *endless]
-    terminal = pexpect.spawn(sys.executable, command, cwd=ROOT, timeout=MINUTES, preexec_fn=heed)
-    terminal.expect("images/s.*epoch 2/500: +[1-9]")
+def test_terminal_shows_loss_rate_and_speed_and_ctrl_c_leaves_a_checkpoint(digits, tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    endless = arguments(digits, tmp_path / "run", "--epochs", 500, "--workers", 0)
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-m", "examples.train", *endless],
+        cwd=ROOT,
+        timeout=TIMEOUT,
+        dimensions=(24, 120),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    terminal.expect("images/s, loss=.*lr=")
+    terminal.expect("epoch 2/500: +[1-9]")
     terminal.sendintr()
     terminal.expect(pexpect.EOF)
     terminal.close()
-    assert (terminal.exitstatus, b"Traceback" in terminal.before) == (1, False)
-    assert terminal.before.rstrip().endswith(b"Aborted!")
-    assert len(read(tmp_path / "run" / "last.ckpt")["rows"]) >= 1
+    assert terminal.exitstatus == 1
+    assert b"Traceback" not in terminal.before
+    assert b"interrupted: --resume continues" in terminal.before
+    assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["rows"]) >= 1
 
 
-@pytest.mark.parametrize(
-    "given, words",
-    [
-        ("--workers 1", "DataLoader worker (pid"),
-        pytest.param("--workers 0 --devices 2", "another process of", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_process_ends_the_run_with_one_line(given, words, digits, tmp_path):
-    process = start(*options(digits, tmp_path / "run", "--epochs", 500, *given.split()))
-    assert process.stdout.readline().startswith("epoch 1/500")
-    while process.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children():
-                child.kill()
-    stderr = process.stderr.read()
-    assert (process.returncode, stderr.count("\n")) == (1, 1), stderr
-    assert stderr.startswith(f"Error: {words}")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_trains_float32_weights(precision, digits, tmp_path):
+    more = "--precision", precision, "--epochs", 1
+    assert call(main, *arguments(digits, tmp_path / "run", *more)).status == 0
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert checkpoint["network"]["fc.weight"].dtype == torch.float32
+    assert ("scale" in checkpoint["scaler"]) == (precision == "float16")
 
 
 @pytest.mark.slow
-def test_a_compiled_run_ends_as_any_other(digits, tmp_path):
-    assert run(*options(digits, tmp_path / "run", "--compile", "--epochs", "1"))[0] == 0
-    assert load_file(tmp_path / "run" / "model.pt").classes == ["0", "1", "3"]
+def test_compiled_run_leaves_the_same_names(finished, digits, tmp_path):
+    assert call(main, *arguments(digits, tmp_path / "run", "--compile", "--epochs", 1)).status == 0
+    saved = read_checkpoint(tmp_path / "run" / "model.pt")["state_dict"]
+    assert saved.keys() == read_checkpoint(finished / "model.pt")["state_dict"].keys()
+
+
+def test_compile_without_a_compiler_is_one_line(digits, tmp_path):
+    given = arguments(digits, tmp_path / "run", "--compile")
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    status, _, stderr = run(*given, CXX="no-such-compiler", **cache)
+    assert status == 1
+    assert stderr == "error: --compile needs a C++ compiler, such as g++\n"
 
 
 @pytest.mark.parametrize(
     "change, where, words",
     [
-        (shutil.rmtree, "val", "No such file or directory"),
-        (lambda path: shutil.rmtree(path) or path.mkdir(), "val/1", "for the classes 1"),
-        (shutil.rmtree, "val/3", "only one has the class 3"),
+        (shutil.rmtree, "val", "val"),
+        (lambda path: shutil.rmtree(path) or path.mkdir(), "val/1", "val/1"),
+        (shutil.rmtree, "val/3", "the class 3 is missing from"),
+        (shutil.rmtree, "train/3", "the class 3 is missing from"),
     ],
+    ids=["no val", "an empty class", "a class only in train", "a class only in val"],
 )
 def test_folders_that_cannot_be_trained_on_are_refused(change, where, words, data, tmp_path):
     change(data / where)
-    assert words in refusal(main, *options(data, tmp_path / "run"))
+    assert words in refusal(main, *arguments(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "given, words",
     [
-        ("--epochs 0", "'--epochs': 0 is not in the range"),
-        ("--batch-size 15 --devices 2", "15 is no multiple of 2"),
-        ("--batch-size 100", "or more than 84 images"),
-        ("--batch-size 1", "more than 1 value per channel"),
-        ("--lr inf", "are finite numbers"),
-        ("--weight-decay nan", "are finite numbers"),
-        ("--label-smoothing nan", "are finite numbers"),
-        ("--lr 0", "0.0 is not in the range"),
-        ("--label-smoothing 1", "1.0 is not in the range"),
-        ("--model alexnet", "--image-size 32 is too small"),
-        ("--pretrained --weights file", "give --pretrained or --weights"),
-        ("--evaluate", "--evaluate needs one of them"),
-        ("--weights nowhere.pt", "cannot read nowhere.pt"),
-        ("--out pyproject.toml", "File exists"),
+        ("--epochs 0", "--epochs must be at least 1"),
+        ("--batch-size 0", "--batch-size must be at least 1"),
+        ("--batch-size 100", "84 training images do not fill a batch of 100"),
+        ("--batch-size 1", "more than one value"),
+        ("--image-size 0", "--image-size must be at least 1"),
+        ("--workers -1", "--workers must not be negative"),
+        ("--lr inf", "--lr must be"),
+        ("--lr nan", "--lr must be"),
+        ("--lr 0", "--lr must be"),
+        ("--weight-decay nan", "--weight-decay must"),
+        ("--label-smoothing nan", "--label-smoothing must"),
+        ("--label-smoothing 1", "--label-smoothing must"),
+        ("--model alexnet", "--image-size 32 is too small: AlexNet needs at least 63"),
+        ("--pretrained --weights file", "exclude each other"),
+        ("--evaluate", "--evaluate needs --weights or --pretrained"),
+        ("--evaluate --pretrained --resume", "exclude each other"),
+        ("--weights nowhere.pt", "nowhere.pt"),
+        ("--out pyproject.toml", "cannot make the folder pyproject.toml"),
+        ("--device nonsense", "--device nonsense"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(given, words, digits, tmp_path, monkeypatch):
+def test_options_that_make_no_sense_are_refused(given, words, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert words in refusal(main, *options(digits, tmp_path / "run", *given.split()))
+    assert words in refusal(main, *arguments(digits, tmp_path / "run", *given.split()))
     assert not (tmp_path / "run").exists()
+
+
+def test_batch_size_must_be_divisible_by_the_processes(digits, tmp_path):
+    given = arguments(digits, tmp_path / "run", "--batch-size", 15)
+    status, _, stderr = run(*given, WORLD_SIZE="2")
+    assert status == 1
+    assert stderr == "error: --batch-size 15 must be divisible by 2 processes\n"
 
 
 @pytest.mark.parametrize(
     "given, words",
     [
         ("", "holds a run: add --resume"),
-        ("--resume --model alexnet --image-size 64", "holds a run with image_size 32"),
-        ("--resume --epochs 3", "epochs 2, not 3"),
-        ("--resume --weight-decay 0", "weight_decay 0.0001, not 0.0"),
-        ("--resume --precision bf16-mixed", "precision 32, not bf16-mixed"),
-        ("--resume --devices 2", "devices 1, not 2"),
-        ("--resume --compile", "compile False, not True"),
+        ("--resume --model alexnet --image-size 64", "--model resnet18, not alexnet"),
+        ("--resume --epochs 3", "--epochs 2, not 3"),
+        ("--resume --image-size 33", "--image-size 32, not 33"),
+        ("--resume --lr 0.2", "--lr 0.1, not 0.2"),
+        ("--resume --weight-decay 0", "--weight-decay 0.0001, not 0"),
+        ("--resume --label-smoothing 0.1", "--label-smoothing 0.0, not 0.1"),
+        ("--resume --precision bfloat16", "--precision float32, not bfloat16"),
+        ("--resume --seed 1", "--seed 0, not 1"),
+        ("--resume --compile", "--compile False, not True"),
+        ("--resume --pretrained", "--pretrained False, not True"),
+        ("--resume --weights file", "did not start from --weights"),
     ],
 )
-def test_a_run_goes_on_only_as_what_it_was(given, words, finished, digits):
+def test_resume_rejects_changed_options(given, words, finished, digits):
     before = contents(finished)
-    assert words in refusal(main, *options(digits, finished, *given.split()))
-    assert before == contents(finished)
+    assert words in refusal(main, *arguments(digits, finished, *given.split()))
+    assert contents(finished) == before
 
 
-def test_other_images_and_damaged_checkpoints_are_refused(finished, data, tmp_path):
-    (tmp_path / "last.ckpt").write_bytes((finished / "last.ckpt").read_bytes()[:-1000])
-    assert "is damaged" in refusal(main, *options(data, tmp_path, "--resume"))
+def test_resume_rejects_another_number_of_processes(finished, digits):
+    status, _, stderr = run(*arguments(digits, finished, "--resume"), launcher=TORCHRUN)
+    assert status != 0
+    assert "has 1 processes, not 2" in stderr
+
+
+def test_resume_rejects_other_images(finished, data):
     (data / "train" / "3" / "0.png").rename(data / "train" / "3" / "other.png")
-    assert "data 84 + 33 images" in refusal(main, *options(data, finished, "--resume"))
+    assert "has 84 + 33 images" in refusal(main, *arguments(data, finished, "--resume"))
+
+
+def test_resume_rejects_a_damaged_checkpoint(finished, digits, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes((finished / "last.ckpt").read_bytes()[:-1000])
+    assert "last.ckpt" in refusal(main, *arguments(digits, tmp_path, "--resume"))
+
+
+def test_resume_of_a_finished_run_trains_nothing_more(finished, digits):
+    before = contents(finished)
+    result = call(main, *arguments(digits, finished, "--resume"))
+    assert result.status == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert contents(finished) == before
