@@ -1,30 +1,230 @@
-"""Images from files."""
+"""Images: which files are images, and how one becomes a tensor."""
 
-import click
-from PIL import Image, ImageOps
+import contextlib
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+try:
+    import pillow_heif
+except ImportError:  # without it the .heic files of phones are not images
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+MAX_ASPECT_RATIO = 100  # a square crop of a longer picture would show less than 1 % of it
+
+# Pillow recognizes these formats but cannot decode them.
+NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+EXTENSIONS = {
+    extension
+    for extension, name in Image.registered_extensions().items()
+    if name in Image.OPEN and name not in NOT_DECODED
+}
+
+# Pillow warns of oddities in files that it reads all the same; what it cannot read, it raises.
+warnings.filterwarnings("ignore", module="PIL")
 
 
-class ImageError(click.ClickException):
-    """A file that is not an image; the message is one line that says why."""
+class ImageError(Exception):
+    """A file or a folder that cannot be used; the message is one line that names it."""
 
-    def format_message(self) -> str:  # a process that loads images puts its traceback above
-        return self.message.splitlines()[-1].split("ImageError: ")[-1]
+    def __str__(self) -> str:
+        # A DataLoader's worker puts its traceback above the message.
+        line = super().__str__().splitlines()[-1]
+        return line.removeprefix(f"{__name__}.{type(self).__name__}: ")
 
 
-def open_image(path: str) -> Image.Image:
-    """Return the picture in `path` as a person sees it: upright, in RGB, on white where clear.
+# From a file to a picture
+
+
+def open_image(path: Path, min_size: int | None = None) -> Image.Image:
+    """Return the picture in `path` as a person sees it: upright, in RGB, transparency over white.
+
+    Args:
+        path: a file in any format of Pillow's.
+        min_size: allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its width and height, at the
+            smallest of them that leaves both at least `min_size` pixels long. A JPEG whose
+            shorter side is below `2 * min_size`, and every other format, is decoded in full.
 
     Raises:
-        ImageError: the file cannot be read or decoded whole, or is too large to be decoded.
+        ImageError: the file cannot be read or decoded, is too large, is more than
+            `MAX_ASPECT_RATIO` times as long as wide, or has values of an unknown range.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # 16 bits a pixel, which RGB would clip to 8
-                upright = upright.point(lambda value: value / 256).convert("L")
-            if upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return upright.convert("RGB")
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels are too long to crop")
+            if min_size is not None:
+                image.draft(None, (min_size, min_size))
+            image.load()
+            with contextlib.suppress(Exception):  # a broken EXIF block
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                return gray_of_8_bits(image).convert("RGB")
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+            return image.convert("RGB")
     except Exception as error:  # decoders raise all sorts at damaged files
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{path}: {reason(error)}") from error
+
+
+def gray_of_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image in 16 bits (I;16, I;16B, I) or floats (F) scaled to 8 bits.
+
+    Raises:
+        ValueError: the value of white is not known.
+    """
+    values = np.asarray(image)
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        bits_per_sample = image.tag_v2[258][0]  # type: ignore[attr-defined]
+        white = 2**bits_per_sample - 1
+    elif image.mode != "F" and image.format != "TIFF":
+        white = 2**16 - 1  # Pillow's for all that is deeper than 8 bits in PNG, PGM, JPEG 2000
+    elif image.mode == "F" and 0 <= values.min() <= values.max() <= 1:
+        white = 1
+    else:
+        low, high = values.min(), values.max()
+        raise ValueError(f"values from {low:g} to {high:g}, of which none is known to be white")
+    return Image.fromarray(np.rint(values * np.float32(255 / white)).astype("uint8"))
+
+
+def reason(error: Exception) -> str:
+    """Return in one line why a file cannot be used."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a format that is not supported"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# From a picture to a tensor
+
+
+def train_transform(size: int) -> v2.Compose:
+    """Return a random crop, flipped half of the time, as uint8 (3, size, size)."""
+    crop = v2.RandomResizedCrop(size, scale=(0.5, 1))  # the usual 0.08 needs many epochs
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def val_transform(size: int) -> v2.Compose:
+    """Return the center crop of torchvision's published accuracies, as uint8 (3, size, size)."""
+    return v2.Compose([v2.Resize(resized_side(size)), v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def resized_side(size: int) -> int:
+    """Return the length of the shorter side from which `val_transform` takes its crop."""
+    return round(size * 256 / 224)
+
+
+# For batches on the device: the workers hand over bytes, a quarter of the size of floats.
+normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+def read_image(path: Path, transform: Callable[[Image.Image], Tensor], size: int) -> Tensor:
+    """Return the crop that `train_transform(size)` or `val_transform(size)` takes of a file.
+
+    A JPEG is decoded at a reduced size as long as its sides stay twice as long as what
+    `val_transform` resizes to. A photograph of 12 megapixels then takes a third of the time.
+
+    Raises:
+        ImageError: the file cannot be used.
+    """
+    image = open_image(path, min_size=2 * resized_side(size))
+    try:
+        return transform(image)
+    except Exception as error:  # not enough memory
+        raise ImageError(f"{path}: {reason(error)}") from error
+
+
+# Folders of images
+
+
+def find_images(folder: Path) -> tuple[list[Path], int]:
+    """Return the images below a folder, sorted, and the number of files that are ignored.
+
+    An image is a file whose extension is one of Pillow's and whose name does not begin with a dot.
+    Folders that begin with a dot are not searched, and none is searched twice, however links lead
+    to it.
+
+    Raises:
+        ImageError: a folder cannot be read.
+    """
+    images, ignored = [], 0
+    waiting, seen = [folder], {folder.resolve()}
+    while waiting:
+        here = waiting.pop()
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise ImageError(f"{here}: {error.strerror}") from error
+        for entry in entries:
+            path = Path(entry)
+            hidden = entry.name.startswith(".")
+            if entry.is_dir():
+                target = path.resolve()
+                leads_back = here.resolve().is_relative_to(target)
+                if not hidden and not leads_back and target not in seen:
+                    waiting.append(path)
+                    seen.add(target)
+            elif entry.is_file() and not hidden and path.suffix.lower() in EXTENSIONS:
+                images.append(path)
+            else:
+                ignored += 1
+    return sorted(images), ignored
+
+
+class LabeledImages(Dataset[tuple[Tensor, int]]):
+    """The images in `folder/<class>/`, at any depth, with the index of their class.
+
+    Attributes:
+        classes: the names of the folders, sorted; those that begin with a dot are no classes.
+        samples: the path and the class of each image.
+        ignored: the number of files that are not images.
+
+    Raises:
+        ImageError: the folder cannot be read, has no classes, or a class has no images.
+    """
+
+    def __init__(self, folder: Path, transform: Callable[[int], v2.Compose], size: int) -> None:
+        self.transform = transform(size)
+        self.size = size
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise ImageError(f"{folder}: {error.strerror}") from error
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+        self.classes = [name for name in folders if not name.startswith(".")]
+        if not self.classes:
+            raise ImageError(f"{folder}: has no folder for each class, with the images in it")
+
+        self.samples: list[tuple[Path, int]] = []
+        self.ignored = len(entries) - len(folders)
+        for label, name in enumerate(self.classes):
+            images, ignored = find_images(folder / name)
+            if not images:
+                raise ImageError(f"{folder / name}: has no images")
+            self.samples += [(image, label) for image in images]
+            self.ignored += ignored
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image, uint8 (3, size, size), and its class.
+
+        Raises:
+            ImageError: the file cannot be used.
+        """
+        path, label = self.samples[index]
+        return read_image(path, self.transform, self.size), label
