@@ -1,4 +1,4 @@
-"""Name what is in photographs.
+"""Classify photographs.
 
 python -m examples.predict photo.jpg
 python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
@@ -8,85 +8,219 @@ python -m examples.predict --weights run/model.pt photo.jpg
 import json
 import os
 import sys
-import warnings
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Literal
 
-import click
 import torch
-from torch import Tensor
+import tyro
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-from torch.utils.data import DataLoader
 
-from examples.images import ImageError, open_image
+from examples.images import ImageError, find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
-from examples.options import Command, device
-from examples.weights import MODELS, OFFICIAL, Classifier, load_file, load_official
+from examples.weights import Classifier, WeightsError, load_file, load_official
 
 
-def open_images(paths: list[Path], preprocess: Any) -> list[Tensor | ImageError]:
-    """Return each image (3, H, W), or what is wrong with it."""
-    images: list[Tensor | ImageError] = []
+@dataclass(frozen=True)
+class Config:
+    """Print the likeliest classes of each image."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Images, and folders of images."""
+    model: Literal["alexnet", "resnet18"] | None = None
+    """Network. Default: that of --weights, or resnet18."""
+    weights: Path | None = None
+    """File of weights. Default: the official ImageNet weights."""
+    top: int = 5
+    """Number of classes to print."""
+    json: bool = False
+    """Print one JSON object per image."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Any device of PyTorch."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the network's convolutions and matrix products."""
+    batch_size: int = 32
+    """Number of images to classify at a time."""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            sys.exit("error: name an image or a folder")
+        if self.top < 1 or self.batch_size < 1:
+            sys.exit("error: --top and --batch-size must be at least 1")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that was read; `pixels` is uint8 (3, H, W)."""
+
+    path: Path
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class, and the probability that a picture shows it."""
+
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The likeliest classes of a picture, the likeliest first."""
+
+    path: Path
+    predictions: list[Prediction]
+
+    def as_text(self) -> str:
+        rows = [f"{100 * row.probability:7.2f} %  {row.name}" for row in self.predictions]
+        return "\n".join([str(self.path), *rows])
+
+    def as_json(self) -> str:
+        rows = [
+            {"class": row.name, "index": row.index, "probability": row.probability}
+            for row in self.predictions
+        ]
+        return json.dumps({"file": str(self.path), "predictions": rows})
+
+
+def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], int]:
+    """Return the files, the folders that cannot be used, and the number of files ignored.
+
+    Of a folder only the images are returned; a file that is given itself is never ignored.
+    """
+    files: list[Path] = []
+    errors: list[ImageError] = []
+    ignored = 0
     for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
         try:
-            images.append(preprocess(open_image(str(path))))
+            images, others = find_images(path)
         except ImageError as error:
-            images.append(error)
-    return images
+            errors.append(error)
+            continue
+        if not images:
+            errors.append(ImageError(f"{path}: no images in this folder"))
+        files += images
+        ignored += others
+    return files, errors, ignored
+
+
+def read_batches(
+    pool: ThreadPoolExecutor, files: list[Path], size: int, batch_size: int
+) -> Iterator[list[Picture | ImageError]]:
+    """Yield the files in batches, each as a picture (3, size, size) or as what is wrong with it.
+
+    While the caller works on a batch, the threads of the pool read the next one. Threads are
+    enough, since Pillow decodes and resizes outside of Python's global lock.
+    """
+    transform = val_transform(size)
+
+    def read(path: Path) -> Picture | ImageError:
+        try:
+            return Picture(path, read_image(path, transform, size))
+        except ImageError as error:
+            return error
+
+    reading = pool.map(read, files[:batch_size])
+    for start in range(batch_size, len(files) + batch_size, batch_size):
+        reading_next = pool.map(read, files[start : start + batch_size])
+        yield list(reading)
+        reading = reading_next
 
 
 @torch.inference_mode()
-def predict(
-    classifier: Classifier, files: list[Path], device: torch.device, batch_size: int, precision: str
-) -> Iterator[Tensor | ImageError]:
-    """Yield the probabilities (num_classes,) of each file's classes, or what is wrong with it."""
-    model = fuse(classifier.model.eval()).to(memory_format=torch.channels_last).to(device)
-    size, transforms = classifier.image_size, OFFICIAL[classifier.name].transforms
-    preprocess = transforms(crop_size=size, resize_size=round(size * 256 / 224))
-    workers = min((os.cpu_count() or 1) // 2, len(files) // 16)  # few files: not worth a process
-    collate = partial(open_images, preprocess=preprocess)
-    batches: Any = DataLoader(files, batch_size, num_workers=workers, collate_fn=collate)  # type: ignore
-    for batch in batches:
-        images = [image for image in batch if isinstance(image, Tensor)]
-        if images:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(torch.stack(images).to(device))  # (N, num_classes)
-            probabilities = iter(logits.float().softmax(1).cpu())
-        yield from (next(probabilities) if isinstance(i, Tensor) else i for i in batch)
+def classify(
+    network: nn.Module, pictures: list[Picture], device: torch.device, precision: str
+) -> Tensor:
+    """Return the probabilities (N, num_classes) of the classes, on the CPU."""
+    dtype = getattr(torch, precision)
+    images = torch.stack([picture.pixels for picture in pictures])
+    images = images.to(device, memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(normalize(images))
+    probabilities: Tensor = logits.float().softmax(dim=1)
+    return probabilities.cpu()
 
 
-@click.command(cls=Command, context_settings={"show_default": True})
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", type=click.Choice(sorted(MODELS)), help="[default: resnet18]")
-@click.option("--weights", type=click.Path(path_type=Path), help="[default: official ImageNet's]")
-@click.option("--top", type=click.IntRange(1), default=5, help="Classes to print.")
-@click.option("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-@click.option("--precision", type=click.Choice(["bf16", "float32"]), default="float32")
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="Images at a time.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
-def main(paths: list[Path], model: str, weights: Any, top: int, as_json: bool, **how: Any) -> None:
-    """Print the likeliest classes of each image, or of each image in a folder, at PATHS."""
+def likeliest(probabilities: Tensor, classes: list[str], top: int) -> list[Prediction]:
+    """Return the `top` classes with the highest probabilities (num_classes,)."""
+    values, indices = probabilities.topk(min(top, len(classes)))
+    return [
+        Prediction(classes[index], index, value)
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
+
+
+def load_classifier(config: Config) -> Classifier:
+    """Return the network that the options name, with its weights and classes."""
+    if config.weights is None:
+        return load_official(config.model or "resnet18")
+    return load_file(config.weights, config.model)
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device, or stop if this machine or this PyTorch does not have it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        sys.exit(f"error: --device {name}: {str(error).splitlines()[0]}")
+
+
+def report(errors: list[ImageError]) -> None:
+    """Print what is wrong with files or folders."""
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def main(config: Config) -> int:
+    """Print the results as they come; return the exit status, 1 where a file was skipped."""
     reuse_memory()
-    warnings.filterwarnings("ignore", module="PIL")  # whatever matters is raised
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
-    classifier = load_file(weights, model) if weights else load_official(model or "resnet18")
-    names = classifier.classes
-    folders = [sorted(file for file in path.rglob("[!.]*") if file.is_file()) for path in paths]
-    files = [file for path, inside in zip(paths, folders) for file in inside or [path]]
-    status = 0
-    for path, result in zip(files, predict(classifier, files, **how)):
-        if isinstance(result, ImageError):
-            result.show()
-            status = 1
-            continue
-        best = zip(*(part.tolist() for part in result.topk(min(top, len(result)))))
-        rows = [{"class": names[i], "index": i, "probability": value} for value, i in best]
-        lines = [f"{100 * row['probability']:7.2f} %  {row['class']}" for row in rows]
-        answer = json.dumps({"file": str(path), "predictions": rows})
-        click.echo(answer if as_json else "\n".join([str(path), *lines]))
-    sys.exit(status)
+    device = find_device(config.device)
+    try:
+        classifier = load_classifier(config)
+    except WeightsError as error:
+        sys.exit(f"error: {error}")
+    network = fuse(classifier.network.eval()).to(device).to(memory_format=torch.channels_last)
+
+    files, errors, ignored = find_files(config.paths)
+    report(errors)
+    if ignored:
+        print(f"ignored {ignored} files in folders that are not images", file=sys.stderr)
+
+    status = 1 if errors else 0
+    pool = ThreadPoolExecutor()
+    try:
+        for batch in read_batches(pool, files, classifier.image_size, config.batch_size):
+            pictures = [item for item in batch if isinstance(item, Picture)]
+            errors = [item for item in batch if isinstance(item, ImageError)]
+            if errors:
+                report(errors)
+                status = 1
+            if not pictures:
+                continue
+            probabilities = classify(network, pictures, device, config.precision)
+            for picture, row in zip(pictures, probabilities, strict=True):
+                result = Result(picture.path, likeliest(row, classifier.classes, config.top))
+                print(result.as_json() if config.json else result.as_text(), flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no more files are read
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
+    try:
+        sys.exit(main(tyro.cli(Config, config=(tyro.conf.FlagCreatePairsOff,))))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
