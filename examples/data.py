@@ -75,10 +75,7 @@ def download_cifar10() -> None:
 
 
 def collate(samples: list[tuple[Tensor | ImageError, int]]) -> Any:
-    """Stack images and labels. A damaged image takes the place of its batch.
-
-    It is a value, since an exception of a process that reads images arrives with its traceback.
-    """
+    """Stack images and labels. The error of a damaged image takes the place of its batch."""
     for image, _ in samples:
         if isinstance(image, ImageError):
             return image

@@ -38,11 +38,6 @@ warnings.filterwarnings("ignore", module="PIL")
 class ImageError(Exception):
     """A file or a folder that cannot be used; the message is one line that names it."""
 
-    def __str__(self) -> str:
-        # A DataLoader's worker puts its traceback above the message.
-        line = super().__str__().splitlines()[-1]
-        return line.removeprefix(f"{__name__}.{type(self).__name__}: ")
-
 
 # From a file to a picture
 
@@ -184,7 +179,7 @@ def find_images(folder: Path) -> tuple[list[Path], int]:
     return sorted(images), ignored
 
 
-class LabeledImages(Dataset[tuple[Tensor, int]]):
+class LabeledImages(Dataset[tuple[Tensor | ImageError, int]]):
     """The images in `folder/<class>/`, at any depth, with the index of their class.
 
     Attributes:
@@ -220,11 +215,14 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor | ImageError, int]:
         """Return an image, uint8 (3, size, size), and its class.
 
-        Raises:
-            ImageError: the file cannot be used.
+        A damaged image is returned as its error. Raised in a process that reads images, the error
+        would arrive with the traceback of that process in its message.
         """
         path, label = self.samples[index]
-        return read_image(path, self.transform, self.size), label
+        try:
+            return read_image(path, self.transform, self.size), label
+        except ImageError as error:
+            return error, label
