@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -23,12 +24,11 @@ else:
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
 MAX_ASPECT_RATIO = 100  # a square crop of a longer picture would show less than 1 % of it
 
-# Pillow recognizes these formats but cannot decode them.
-NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+# Every format that Pillow opens (MPO as JPEG), but for those that it recognizes and cannot decode.
 EXTENSIONS = {
     extension
     for extension, name in Image.registered_extensions().items()
-    if name in Image.OPEN and name not in NOT_DECODED
+    if name in {*Image.OPEN, "MPO"} - {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 }
 
 # Pillow warns of oddities in files that it reads all the same; what it cannot read, it raises.
@@ -37,11 +37,6 @@ warnings.filterwarnings("ignore", module="PIL")
 
 class ImageError(Exception):
     """A file or a folder that cannot be used; the message is one line that names it."""
-
-    def __str__(self) -> str:
-        # A DataLoader's worker puts its traceback above the message.
-        line = super().__str__().splitlines()[-1]
-        return line.removeprefix(f"{__name__}.{type(self).__name__}: ")
 
 
 # From a file to a picture
@@ -80,23 +75,26 @@ def open_image(path: Path, min_size: int | None = None) -> Image.Image:
 
 
 def gray_of_8_bits(image: Image.Image) -> Image.Image:
-    """Return an image in 16 bits (I;16, I;16B, I) or floats (F) scaled to 8 bits.
+    """Return an image of 16 bits a pixel or more (mode I;16, I;16B, I or F) scaled to 8 bits.
 
     Raises:
         ValueError: the value of white is not known.
     """
-    values = np.asarray(image)
-    if image.format == "TIFF" and image.mode.startswith("I;16"):
-        bits_per_sample = image.tag_v2[258][0]  # type: ignore[attr-defined]
-        white = 2**bits_per_sample - 1
-    elif image.mode != "F" and image.format != "TIFF":
-        white = 2**16 - 1  # Pillow's for all that is deeper than 8 bits in PNG, PGM, JPEG 2000
-    elif image.mode == "F" and 0 <= values.min() <= values.max() <= 1:
-        white = 1
-    else:
-        low, high = values.min(), values.max()
-        raise ValueError(f"values from {low:g} to {high:g}, of which none is known to be white")
-    return Image.fromarray(np.rint(values * np.float32(255 / white)).astype("uint8"))
+    values = np.asarray(image).astype("float32")
+    white = None
+    if image.mode == "F":
+        white = 1  # by convention; values above it are refused below
+    elif image.format in ("PNG", "PPM", "JPEG2000"):
+        white = 2**16 - 1  # Pillow scales other depths to this one
+    elif isinstance(image, TiffImageFile) and image.mode != "I":
+        white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
+
+    low, high = values.min(), values.max()
+    if white is None or not 0 <= low <= high <= white:
+        raise ValueError(f"values from {low:g} to {high:g}, and which is white is not known")
+    if isinstance(image, TiffImageFile) and image.tag_v2[PHOTOMETRIC_INTERPRETATION] == 0:
+        values = white - values  # 0 is white
+    return Image.fromarray(np.rint(values * (255 / white)).astype("uint8"))
 
 
 def reason(error: Exception) -> str:
@@ -184,7 +182,7 @@ def find_images(folder: Path) -> tuple[list[Path], int]:
     return sorted(images), ignored
 
 
-class LabeledImages(Dataset[tuple[Tensor, int]]):
+class LabeledImages(Dataset[tuple[Tensor | ImageError, int]]):
     """The images in `folder/<class>/`, at any depth, with the index of their class.
 
     Attributes:
@@ -220,11 +218,10 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return an image, uint8 (3, size, size), and its class.
-
-        Raises:
-            ImageError: the file cannot be used.
-        """
+    def __getitem__(self, index: int) -> tuple[Tensor | ImageError, int]:
+        """Return an image, uint8 (3, size, size), or what is wrong with its file, and its class."""
         path, label = self.samples[index]
-        return read_image(path, self.transform, self.size), label
+        try:
+            return read_image(path, self.transform, self.size), label
+        except ImageError as error:
+            return error, label
