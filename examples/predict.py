@@ -185,7 +185,7 @@ def predict(config: Config) -> bool:
     report(errors)
     complete = not errors
     if ignored:
-        print(f"{ignored} files that are not images are ignored", file=sys.stderr)
+        print(f"ignored {ignored} files that are not images", file=sys.stderr)
 
     pool = ThreadPoolExecutor()
     try:
