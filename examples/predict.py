@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from examples.device import find_device
 from examples.images import ImageError, find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
 from examples.weights import Classifier, WeightsError, load_file, load_official
@@ -46,11 +47,13 @@ class Config:
     batch_size: int = 32
     """Number of images to classify at a time."""
 
-    def __post_init__(self) -> None:
-        if not self.paths:
-            sys.exit("error: name an image or a folder")
-        if self.top < 1 or self.batch_size < 1:
-            sys.exit("error: --top and --batch-size must be at least 1")
+
+def check_options(config: Config) -> None:
+    """Stop with one line where an option has a value that makes no sense."""
+    if not config.paths:
+        sys.exit("error: give an image or a folder")
+    if config.top < 1 or config.batch_size < 1:
+        sys.exit("error: --top and --batch-size must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -166,44 +169,31 @@ def load_classifier(config: Config) -> Classifier:
     return load_file(config.weights, config.model)
 
 
-def find_device(name: str) -> torch.device:
-    """Return a device, or stop if this machine or this PyTorch does not have it."""
-    try:
-        return torch.empty(0, device=name).device
-    except (AssertionError, RuntimeError) as error:
-        sys.exit(f"error: --device {name}: {str(error).splitlines()[0]}")
-
-
 def report(errors: list[ImageError]) -> None:
     """Print what is wrong with files or folders."""
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 
 
-def main(config: Config) -> int:
-    """Print the results as they come; return the exit status, 1 where a file was skipped."""
-    reuse_memory()
+def predict(config: Config) -> bool:
+    """Print the result of each file as it comes; return whether all files were classified."""
     device = find_device(config.device)
-    try:
-        classifier = load_classifier(config)
-    except WeightsError as error:
-        sys.exit(f"error: {error}")
+    classifier = load_classifier(config)
     network = fuse(classifier.network.eval()).to(device).to(memory_format=torch.channels_last)
 
     files, errors, ignored = find_files(config.paths)
     report(errors)
+    complete = not errors
     if ignored:
-        print(f"ignored {ignored} files in folders that are not images", file=sys.stderr)
+        print(f"ignored {ignored} files that are not images", file=sys.stderr)
 
-    status = 1 if errors else 0
     pool = ThreadPoolExecutor()
     try:
         for batch in read_batches(pool, files, classifier.image_size, config.batch_size):
             pictures = [item for item in batch if isinstance(item, Picture)]
             errors = [item for item in batch if isinstance(item, ImageError)]
-            if errors:
-                report(errors)
-                status = 1
+            report(errors)
+            complete = complete and not errors
             if not pictures:
                 continue
             probabilities = classify(network, pictures, device, config.precision)
@@ -212,15 +202,25 @@ def main(config: Config) -> int:
                 print(result.as_json() if config.json else result.as_text(), flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C no more files are read
-    return status
+    return complete
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = tyro.cli(Config, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    check_options(config)
+    reuse_memory()
+    try:
+        complete = predict(config)
+    except WeightsError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # whatever reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
+    sys.exit(0 if complete else 1)
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
-    try:
-        sys.exit(main(tyro.cli(Config, config=(tyro.conf.FlagCreatePairsOff,))))
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        sys.exit(1)
+    main()

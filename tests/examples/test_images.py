@@ -1,0 +1,387 @@
+"""Which files are images, and that their pixels are what a person sees."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+cbook = pytest.importorskip("matplotlib.cbook")
+
+from examples.images import (  # noqa: E402
+    ImageError,
+    LabeledImages,
+    find_images,
+    normalize,
+    open_image,
+    read_image,
+    train_transform,
+    val_transform,
+)
+
+GRAY = np.arange(256, dtype="uint8").reshape(16, 16)  # each of the values
+GRAY_16 = GRAY.astype("uint16") * 257  # the same in 16 bits
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def pixels(path: Path) -> np.ndarray:
+    """Return the picture that is read from a file, (H, W, 3)."""
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def write_tiff(path: Path, data: bytes, bits: int, order: str = "<", white_is_zero: bool = False):
+    """Write a gray TIFF of 16 x 16 pixels, of a kind that Pillow reads and does not write."""
+    tags = {
+        256: 16,  # width
+        257: 16,  # height
+        258: bits,
+        259: 1,  # no compression
+        262: 0 if white_is_zero else 1,
+        273: 8 + 2 + 12 * 8 + 4,  # where the pixels start: after the header and the tags
+        278: 16,  # rows in a strip
+        279: len(data),
+    }
+    header = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    count, end = struct.pack(f"{order}H", len(tags)), bytes(4)
+    path.write_bytes(header + count + b"".join(entries) + end + data)
+
+
+def write_gray(kind: str, folder: Path) -> Path:
+    """Write the values of `GRAY_16` in a container of more than 8 bits."""
+    path = folder / kind
+    big_endian = GRAY_16.astype(">u2").tobytes()
+    if kind == "12 bits.tif":
+        pairs = (GRAY_16 >> 4).reshape(-1, 2).tolist()
+        packed = b"".join(((left << 12) | right).to_bytes(3, "big") for left, right in pairs)
+        write_tiff(path, packed, bits=12)
+    elif kind == "big endian.tif":
+        write_tiff(path, big_endian, bits=16, order=">")
+    elif kind == "white is zero.tif":
+        write_tiff(path, (65535 - GRAY_16).tobytes(), bits=16, white_is_zero=True)
+    elif kind == "binary.pgm":
+        path.write_bytes(b"P5 16 16 65535\n" + big_endian)
+    elif kind == "12 bits.pgm":
+        path.write_bytes(b"P5 16 16 4095\n" + (GRAY_16 >> 4).astype(">u2").tobytes())
+    elif kind == "text.pgm":
+        path.write_text("P2 16 16 65535\n" + " ".join(map(str, GRAY_16.flatten())))
+    elif kind == "floats.pfm":
+        path.write_bytes(b"Pf 16 16 -1\n" + (GRAY_16[::-1] / 65535).astype("<f4").tobytes())
+    elif kind == "floats.tif":
+        Image.fromarray((GRAY_16 / 65535).astype("float32")).save(path)
+    else:
+        Image.fromarray(GRAY_16).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "gray.png",
+        "gray.jp2",
+        "little endian.tif",
+        "big endian.tif",
+        "12 bits.tif",
+        "white is zero.tif",
+        "binary.pgm",
+        "12 bits.pgm",
+        "text.pgm",
+        "floats.tif",
+        "floats.pfm",
+    ],
+)
+def test_more_than_8_bits_are_scaled(kind, tmp_path):
+    expected = np.stack([GRAY] * 3, axis=2)
+    np.testing.assert_array_equal(pixels(write_gray(kind, tmp_path)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_values_of_unknown_scale_are_refused_by_name(dtype, tmp_path):
+    path = tmp_path / "gray.tif"
+    Image.fromarray(GRAY.astype(dtype)).save(path)
+    with pytest.raises(ImageError, match=f"{path}: values from 0 to 255 of unknown scale"):
+        open_image(path)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    values = (GRAY / 255).astype("float32")
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "gray.tif")
+    with pytest.raises(ImageError, match="unknown scale"):
+        open_image(tmp_path / "gray.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
+def test_other_modes_become_rgb(mode, tmp_path):
+    image = Image.fromarray(np.stack([GRAY, GRAY.T, GRAY[::-1]], axis=2)).convert(mode)
+    image.save(tmp_path / "picture.tif")
+    np.testing.assert_array_equal(pixels(tmp_path / "picture.tif"), image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_over_white(mode, tmp_path):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))  # black
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        image.putpixel((1, 0), 1)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "picture.png", **({"transparency": 1} if mode == "P" else {}))
+    assert pixels(tmp_path / "picture.png").tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "heic"])
+def test_pictures_are_upright(extension, tmp_path):
+    if extension == "heic":
+        pytest.importorskip("pillow_heif")
+    stored = Image.new("RGB", (64, 32), "white")
+    stored.paste("red", (0, 0, 32, 32))  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: left becomes top
+    path = tmp_path / f"picture.{extension}"
+    stored.save(path, exif=exif.tobytes())
+    seen = pixels(path)
+    assert seen.shape == (64, 32, 3)
+    assert np.allclose(seen[8, 16], RED, atol=4)
+    assert np.allclose(seen[56, 16], WHITE, atol=4)
+
+
+def test_broken_exif_is_ignored(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    exif = b"eXIf" + b"\x00\x08\x00\x02\x01\x12\x00\x03"  # no header
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    start = whole.index(b"IDAT") - 4
+    (tmp_path / "broken.png").write_bytes(whole[:start] + chunk + whole[start:])
+    np.testing.assert_array_equal(pixels(tmp_path / "broken.png"), pixels(tmp_path / "whole.png"))
+
+
+def truncated(path: Path) -> None:
+    Image.fromarray(GRAY).resize((256, 256)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    "name, write, reason",
+    [
+        ("empty.png", lambda path: path.write_bytes(b""), "not an image"),
+        ("text.jpg", lambda path: path.write_text("no image"), "not an image"),
+        ("truncated.jpg", truncated, "truncated"),
+        ("missing.jpg", lambda path: None, "No such file or directory"),
+        ("folder.jpg", Path.mkdir, "Is a directory"),
+        ("strip.png", lambda path: Image.new("1", (1, 60_000)).save(path), "too long"),
+        ("strip.jpg", lambda path: Image.new("L", (10_001, 100)).save(path), "too long"),
+        ("bomb.pgm", lambda path: path.write_bytes(b"P5 20000 20000 255\n"), "exceeds limit"),
+    ],
+)
+def test_files_that_are_no_use_are_refused_in_one_line(name, write, reason, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(ImageError) as error:
+        open_image(tmp_path / name)
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path / name}: ")
+    assert reason in line
+    assert "\n" not in line
+
+
+def test_a_panorama_is_read(tmp_path):
+    Image.new("L", (10_000, 100)).save(tmp_path / "panorama.png")
+    assert open_image(tmp_path / "panorama.png").size == (10_000, 100)
+
+
+@pytest.mark.parametrize(
+    "min_size, expected",
+    [
+        (None, (1000, 760)),
+        (381, (1000, 760)),
+        (380, (500, 380)),
+        (190, (250, 190)),
+        (95, (125, 95)),
+        (10, (125, 95)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_size_allowed(min_size, expected, tmp_path):
+    Image.new("RGB", (1000, 760)).save(tmp_path / "photo.jpg")
+    assert open_image(tmp_path / "photo.jpg", min_size).size == expected
+
+
+def test_a_png_is_decoded_in_full(tmp_path):
+    Image.new("RGB", (1000, 760)).save(tmp_path / "photo.png")
+    assert open_image(tmp_path / "photo.png", min_size=95).size == (1000, 760)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    """The photograph of Grace Hopper, 512 x 600."""
+    path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return Image.open(path).convert("RGB")
+
+
+def official_transform(image: Image.Image) -> torch.Tensor:
+    return torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(image)
+
+
+def test_images_that_are_not_reduced_are_exactly_torchvisions(photograph, tmp_path):
+    photograph.save(tmp_path / "photo.jpg")
+    image = read_image(tmp_path / "photo.jpg", val_transform(224), 224)
+    expected = official_transform(Image.open(tmp_path / "photo.jpg"))
+    assert torch.equal(normalize(image[None])[0], expected)
+
+
+def test_images_that_are_reduced_are_close_to_torchvisions(photograph, tmp_path):
+    large = photograph.resize((2560, 3000), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "photo.jpg")
+    image = read_image(tmp_path / "photo.jpg", val_transform(224), 224)
+    expected = official_transform(Image.open(tmp_path / "photo.jpg"))
+    difference = (normalize(image[None])[0] - expected).abs()
+    assert 0 < difference.max() < 0.15  # a step of the 256 values is 0.017
+    assert difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("transform", [train_transform, val_transform])
+@pytest.mark.parametrize("size", [(60, 40), (3, 5), (40, 40)])
+def test_crops_are_square_bytes(transform, size, tmp_path):
+    Image.new("RGB", size, RED).save(tmp_path / "photo.png")
+    image = read_image(tmp_path / "photo.png", transform(32), 32)
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.tensor(RED, dtype=torch.uint8)[:, None, None].expand(3, 32, 32))
+
+
+def test_training_crops_are_random_and_of_at_least_half_of_the_image(tmp_path):
+    ramp = np.tile(np.arange(0, 240, 4, dtype="uint8"), (60, 1))
+    Image.fromarray(ramp).save(tmp_path / "photo.png")  # 60 x 60, brighter to the right
+    transform = train_transform(60)
+    widths, mirrored = set(), set()
+    for _ in range(100):
+        row = read_image(tmp_path / "photo.png", transform, 60)[0, 30].int()
+        first, last = row[0].item(), row[-1].item()
+        widths.add(abs(last - first) // 4 + 1)
+        mirrored.add(first > last)
+    assert mirrored == {False, True}
+    assert len(widths) > 5
+    assert min(widths) >= 60 * (0.5 * 3 / 4) ** 0.5 - 1  # half of the area, 3/4 as wide as high
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extension = path.suffix[1:]
+        kind = {"jfif": "JPEG", "apng": "PNG", "mpo": "MPO"}.get(extension)
+        Image.new("RGB", (32, 32), RED).save(path, format=kind)
+
+
+@pytest.mark.parametrize(
+    "extension",
+    "jpg JPEG jfif mpo png apng gif webp avif tif tiff bmp ppm jp2 tga ico heic".split(),  # noqa: SIM905
+)
+def test_a_file_of_every_format_is_found_and_read(extension, tmp_path):
+    if extension == "heic":
+        pytest.importorskip("pillow_heif")
+    write_images(tmp_path, f"picture.{extension}")
+    assert find_images(tmp_path) == ([tmp_path / f"picture.{extension}"], 0)
+    assert np.allclose(pixels(tmp_path / f"picture.{extension}"), RED, atol=4)
+
+
+def test_images_of_all_folders_are_sorted(tmp_path):
+    write_images(tmp_path, "b/2.png", "c.png", "b/a/1.png", "a.png")
+    images, ignored = find_images(tmp_path)
+    names = [str(path.relative_to(tmp_path)) for path in images]
+    assert (names, ignored) == (["a.png", "b/2.png", "b/a/1.png", "c.png"], 0)
+
+
+def test_files_that_are_not_images_are_counted(tmp_path):
+    write_images(tmp_path, "a.png")
+    for name in "notes.txt", "Thumbs.db", "archive.h5", "no extension", "._a.png", ".DS_Store":
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == ([tmp_path / "a.png"], 6)
+
+
+def test_hidden_folders_are_not_searched(tmp_path):
+    write_images(tmp_path / ".data", "a.png", ".ipynb_checkpoints/a-checkpoint.png")
+    images, _ = find_images(tmp_path / ".data")  # the folder that is given may be hidden
+    assert images == [tmp_path / ".data" / "a.png"]
+
+
+def test_links_never_lead_to_an_image_twice(tmp_path):
+    write_images(tmp_path / "data", "a/1.png", "b/2.png")
+    write_images(tmp_path / "elsewhere", "3.png")
+    (tmp_path / "data" / "a" / "itself").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "data" / "b" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    images, _ = find_images(tmp_path / "data")
+    assert sorted(path.name for path in images) == ["1.png", "2.png", "3.png"]
+
+
+def test_a_link_to_a_folder_above_adds_no_images_of_other_classes(tmp_path):
+    write_images(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    images, _ = find_images(tmp_path / "cat")
+    assert images == [tmp_path / "cat" / "1.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_not_an_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert find_images(tmp_path) == ([], 1)
+
+
+def test_a_missing_folder_is_refused_by_name(tmp_path):
+    with pytest.raises(ImageError, match=f"{tmp_path / 'none'}: No such file or directory"):
+        find_images(tmp_path / "none")
+
+
+def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
+    write_images(tmp_path, "dog/1.jfif", "cat/2.gif", "cat/deep/3.png", ".ipynb_checkpoints/4.png")
+    (tmp_path / "cat" / "._2.gif").touch()
+    (tmp_path / "labels.txt").touch()
+    data = LabeledImages(tmp_path, val_transform, 24)
+    assert data.classes == ["cat", "dog"]
+    assert data.samples == [
+        (tmp_path / "cat" / "2.gif", 0),
+        (tmp_path / "cat" / "deep" / "3.png", 0),
+        (tmp_path / "dog" / "1.jfif", 1),
+    ]
+    assert data.ignored == 2
+    assert len(data) == 3
+    image, label = data[2]
+    assert (image.shape, image.dtype, label) == ((3, 24, 24), torch.uint8, 1)
+
+
+def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
+    write_images(tmp_path, "cat/1.png")
+    (tmp_path / "cat" / "2.png").write_text("no image")
+    error, label = LabeledImages(tmp_path, val_transform, 24)[1]
+    assert isinstance(error, ImageError)
+    assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: ")
+    assert label == 0
+
+
+def test_a_class_without_images_is_refused_by_name(tmp_path):
+    write_images(tmp_path, "cat/1.png")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "notes.txt").touch()
+    with pytest.raises(ImageError, match=f"{tmp_path / 'dog'}: no images"):
+        LabeledImages(tmp_path, val_transform, 24)
+
+
+def test_images_that_are_not_in_class_folders_are_refused(tmp_path):
+    write_images(tmp_path, "1.png", "2.png")
+    with pytest.raises(ImageError, match=f"{tmp_path}: no folders with the images of each class"):
+        LabeledImages(tmp_path, val_transform, 24)
+
+
+def test_a_missing_split_is_refused_by_name(tmp_path):
+    with pytest.raises(ImageError, match=f"{tmp_path / 'val'}: No such file or directory"):
+        LabeledImages(tmp_path / "val", val_transform, 24)
