@@ -337,7 +337,7 @@ def check_archive(path: Path) -> None:
     except Exception as error:  # damaged bytes may raise anything
         raise WeightsError(f"{path} is damaged or incomplete ({error})") from error
     if damaged:
-        raise WeightsError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
+        raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} is wrong")
     if "data.pkl" not in names or "constants.pkl" in names:
         raise WeightsError(f"{path} was not written by torch.save, but may be a TorchScript file")
 
@@ -346,7 +346,7 @@ def unknown_classes(path: Path) -> list[str]:
     """Return the names of the classes in a file of torch.save that torch.load does not know."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -363,7 +363,7 @@ def unknown_classes_before_1_6(path: Path) -> list[str]:
                 for opcode, argument, _ in pickletools.genops(file):
                     if opcode.name == "GLOBAL":  # "module name"
                         names.add(str(argument).replace(" ", "."))
-    except ValueError as error:
+    except Exception as error:  # damaged bytes may raise anything
         raise WeightsError(f"{path} is damaged") from error
     known = ("torch.", "collections.OrderedDict")
     return [name for name in names if not name.startswith(known)]
@@ -371,8 +371,8 @@ def unknown_classes_before_1_6(path: Path) -> list[str]:
 
 def load_data(path: Path, unknown: list[str]) -> Any:
     """Return what torch.save wrote, with `Ignored` in place of the unknown classes."""
-    stand_ins: list[Any] = [(type(name, (Ignored,), {}), name) for name in unknown]
     try:
+        stand_ins: list[Any] = [(type(name, (Ignored,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes may raise anything

@@ -65,20 +65,14 @@ def refusal(path: Path, name: str | None = None) -> str:
 # What is read
 
 
-@pytest.mark.parametrize(
-    "state_dict",
-    [
-        WEIGHTS,
-        nn.DataParallel(MODULE).state_dict(),
-        torch.compile(MODULE).state_dict(),
-        nn.DataParallel(torch.compile(MODULE)).state_dict(),
-        prefixed("model."),
-        prefixed("a_name.of_their_own."),
-    ],
-    ids=["plain", "DataParallel", "compiled", "both", "Lightning", "other"],
-)
-def test_any_prefix_is_taken_off(state_dict, tmp_path, capsys):
-    check(saved(state_dict, tmp_path / "weights.pth"))
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, AveragedModel])
+def test_the_prefix_of_a_wrapper_is_taken_off(wrap, tmp_path):
+    check(saved(wrap(MODULE).state_dict(), tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod.", "a_name.of_their_own."])
+def test_any_prefix_is_taken_off(prefix, tmp_path, capsys):
+    check(saved(prefixed(prefix), tmp_path / "weights.pth"))
     assert capsys.readouterr().err == ""
 
 
@@ -302,7 +296,11 @@ def flip_the_start(data: bytes) -> bytes:
     return bytes([data[0] ^ 4]) + data[1:]
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, flip_the_start, cut_off])
+def put_a_byte_in_front(data: bytes) -> bytes:
+    return b"\0" + data
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, flip_the_start, cut_off, put_a_byte_in_front])
 def test_a_damaged_file_is_refused(damage, tmp_path):
     path = saved(WEIGHTS, tmp_path / "weights.pth")
     path.write_bytes(damage(path.read_bytes()))
