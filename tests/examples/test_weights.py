@@ -1,0 +1,435 @@
+"""`examples.weights` reads the checkpoints that people have, and says why it refuses others."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+from examples.weights import (  # noqa: E402
+    OFFICIAL,
+    WeightsError,
+    load_file,
+    load_official,
+    read_checkpoint,
+)
+from tests.examples.official import publish  # noqa: E402
+from tests.oracle import deviation, oracle  # noqa: E402
+
+MODULE = oracle("resnet18", num_classes=3).eval()
+WEIGHTS = MODULE.state_dict()
+OTHER_WEIGHTS = {name: tensor / 2 for name, tensor in WEIGHTS.items()}
+TRAINING = {
+    "epoch": 3,
+    "optimizer": torch.optim.SGD(MODULE.parameters(), lr=0.1, momentum=0.9).state_dict(),
+}
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def prefixed(prefix: str, weights=WEIGHTS) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def saved(content: object, path: Path, **options: object) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+@torch.inference_mode()
+def check(path: Path, module: nn.Module = MODULE) -> None:
+    """Compare the logits of the network in a file with those of torchvision's."""
+    network = load_file(path).network.eval()
+    assert deviation(network(IMAGES), module(IMAGES)) <= 1e-5
+
+
+def refusal(path: Path, name: str | None = None) -> str:
+    """Return why a file is refused."""
+    with pytest.raises(WeightsError) as error:
+        load_file(path, name)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, AveragedModel])
+def test_the_prefix_of_a_wrapper_is_taken_off(wrap, tmp_path):
+    check(saved(wrap(MODULE).state_dict(), tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod.", "a_name.of_their_own."])
+def test_any_prefix_is_taken_off(prefix, tmp_path, capsys):
+    check(saved(prefixed(prefix), tmp_path / "weights.pth"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"state_dict": nn.DataParallel(MODULE).state_dict(), "best_acc1": torch.tensor(5.0)},
+        {"model": WEIGHTS, "args": argparse.Namespace(lr=0.1, output_dir=PurePosixPath("out"))},
+        {"state_dict": WEIGHTS, "best_acc": np.float64(55.2), "history": np.arange(3)},
+        {"network": WEIGHTS, "config": {"model": "resnet18"}, "rows": [{"epoch": 1}]},
+        {"a name of their own": WEIGHTS},
+    ],
+    ids=["ImageNet example", "torchvision", "NumPy", "last.ckpt", "other"],
+)
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
+def test_weights_are_found_under_any_key_of_a_training_file(checkpoint, is_zip, tmp_path, capsys):
+    path = tmp_path / "checkpoint.pth.tar"
+    check(saved({**checkpoint, **TRAINING}, path, _use_new_zipfile_serialization=is_zip))
+    assert capsys.readouterr().err == ""
+
+
+def test_alexnet_with_only_its_features_in_data_parallel(tmp_path):
+    module = oracle("alexnet", num_classes=3).eval()
+    for layer in module.classifier[1], module.classifier[4]:  # equal rows: a file of 13 MB
+        layer.weight = nn.Parameter(layer.weight[:1].clone().expand_as(layer.weight))
+    module.features = nn.DataParallel(module.features)
+    path = saved({"arch": "alexnet", "state_dict": module.state_dict()}, tmp_path / "alexnet.pth")
+    assert load_file(path).name == "alexnet"
+    check(path, module)
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(prefixed("model."), path, metadata={"format": "pt"})
+    check(path)
+
+
+def test_a_training_file_of_timm(tmp_path, capsys):
+    utils = pytest.importorskip("timm.utils")
+    averaged = utils.ModelEmaV3(MODULE)
+    model = oracle("resnet18", num_classes=3)
+    nn.init.zeros_(model.fc.weight)
+    saver = utils.CheckpointSaver(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        args=argparse.Namespace(model="resnet18", mean=(0.5, 0.5, 0.5)),
+        model_ema=averaged,
+        checkpoint_dir=tmp_path,
+    )
+    saver.save_checkpoint(epoch=1, metric=np.float64(50.1))
+    check(tmp_path / "model_best.pth.tar")
+    assert 'using "state_dict_ema", not "state_dict"' in capsys.readouterr().err
+
+
+def test_a_training_file_of_lightning(tmp_path, capsys):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self, config, folder):
+            super().__init__()
+            self.save_hyperparameters()
+            self.model = MODULE
+            self.loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+
+    trainer = lightning.Trainer(accelerator="cpu", logger=False)
+    trainer.strategy.connect(Module(argparse.Namespace(lr=0.1), tmp_path))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    capsys.readouterr()
+    check(tmp_path / "last.ckpt")
+    assert "ignored: the tensor loss.weight" in capsys.readouterr().err
+
+
+# Which of several networks is taken
+
+
+@pytest.mark.parametrize(
+    "checkpoint, used",
+    [
+        ({"state_dict": OTHER_WEIGHTS, "state_dict_ema": WEIGHTS}, '"state_dict_ema"'),
+        (
+            {"model": OTHER_WEIGHTS, "model_ema": AveragedModel(MODULE).state_dict()},
+            '"module." in "model_ema"',
+        ),
+        (
+            {"state_dict": {**prefixed("net.", OTHER_WEIGHTS), **prefixed("ema_net.module.")}},
+            '"ema_net.module." in "state_dict"',
+        ),
+        ({"state_dict": WEIGHTS, "current_model_state": OTHER_WEIGHTS}, '"state_dict"'),
+    ],
+    ids=["timm", "torchvision", "in one state_dict", "Lightning"],
+)
+def test_averaged_weights_are_preferred_and_said_to_be_used(checkpoint, used, tmp_path, capsys):
+    path = saved(checkpoint, tmp_path / "checkpoint.pth")
+    check(path)
+    note = capsys.readouterr().err.splitlines()[0]
+    assert note.startswith(f"note: {path} holds several networks: using {used}, not ")
+
+
+def test_two_networks_on_equal_terms_are_refused(tmp_path):
+    both = {**prefixed("encoder_q."), **prefixed("encoder_k.")}
+    line = refusal(saved({"state_dict": both}, tmp_path / "weights.pth"))
+    assert '"encoder_q." in "state_dict"' in line
+    assert '"encoder_k." in "state_dict"' in line
+
+
+def test_tensors_beside_the_network_are_ignored_with_a_note(tmp_path, capsys):
+    path = saved({**prefixed("model."), "loss.weight": torch.ones(3)}, tmp_path / "weights.pth")
+    check(path)
+    assert capsys.readouterr().err == f"note: {path} ignored: the tensor loss.weight\n"
+
+
+def test_tensors_inside_the_network_are_not_ignored(tmp_path):
+    deeper = torchvision.models.resnet34(num_classes=3).state_dict()
+    assert WEIGHTS.keys() < deeper.keys()
+    assert "layer1.2.conv1.weight" in refusal(saved(deeper, tmp_path / "weights.pth"))
+
+
+def test_the_other_network_is_refused_and_named(tmp_path):
+    path = saved(WEIGHTS, tmp_path / "weights.pth")
+    assert refusal(path, "alexnet") == f"{path} holds resnet18, not alexnet: use --model resnet18"
+    assert load_file(path, "resnet18").name == "resnet18"
+
+
+# What is refused
+
+
+class Exploit:
+    """Calls a function when unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("exploit", [Exploit(os.mkdir, "exploited"), Exploit(exec, "1 / 0")])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
+def test_code_in_a_file_is_not_run(exploit, is_zip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": WEIGHTS, "args": exploit}
+    path = saved(content, Path("weights.pth"), _use_new_zipfile_serialization=is_zip)
+    try:
+        load_file(path)
+    except WeightsError as error:
+        assert "without running code" in str(error)
+    assert not Path("exploited").exists()
+
+
+def test_a_class_that_cannot_be_replaced_is_named(tmp_path):
+    path = saved({"state_dict": WEIGHTS, "rng": Exploit(os.mkdir, "x")}, tmp_path / "weights.pth")
+    line = refusal(path)
+    assert "mkdir" in line
+    assert "save only its state_dict" in line
+
+
+@pytest.mark.parametrize("content", [MODULE, {"model": MODULE, "epoch": 3}])
+def test_a_whole_model_is_refused_with_the_way_out(content, tmp_path):
+    line = refusal(saved(content, tmp_path / "model.pth"))
+    assert "torchvision.models.resnet.ResNet" in line
+    assert "state_dict()" in line
+
+
+def test_a_script_is_refused(tmp_path):
+    torch.jit.script(nn.ReLU()).save(tmp_path / "script.pt")
+    assert "not written by torch.save, but may be a TorchScript file" in refusal(
+        tmp_path / "script.pt"
+    )
+
+
+def test_names_that_were_found_and_looked_for_are_given(tmp_path):
+    headless = {name: WEIGHTS[name] for name in WEIGHTS if not name.startswith("fc.")}
+    line = refusal(saved({"state_dict": headless}, tmp_path / "weights.pth"))
+    assert "120 tensors (conv1.weight … layer4.1.bn2.num_batches_tracked)" in line
+    assert "no conv1.weight with fc.weight (resnet18)" in line
+    assert "no features.0.weight with classifier.6.weight (alexnet)" in line
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"fc.bias": torch.zeros(4)}, "fc.bias"),
+        ({"fc.weight": torch.tensor(1.0)}, "ResNet18"),
+        ({"fc.weight": torch.full((3, 512), torch.nan)}, "not finite, in fc.weight"),
+        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "1 channels, not 3"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, reason, tmp_path):
+    assert reason in refusal(saved({**WEIGHTS, **change}, tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (None, "NoneType"),
+        ([1], "list"),
+        ({}, "its keys: none"),
+        ({"state_dict": None, "epoch": 3}, "its keys: state_dict, epoch"),
+        ({"state_dict": {"fc.bias": [1.0]}}, "its keys: state_dict"),
+    ],
+)
+def test_a_file_without_tensors_is_refused(content, what, tmp_path):
+    line = refusal(saved(content, tmp_path / "weights.pth"))
+    assert "holds no tensors with names" in line
+    assert what in line
+
+
+# Damaged files
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def cut_off(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip_the_start(data: bytes) -> bytes:
+    return bytes([data[0] ^ 4]) + data[1:]
+
+
+def put_a_byte_in_front(data: bytes) -> bytes:
+    return b"\0" + data
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, flip_the_start, cut_off, put_a_byte_in_front])
+def test_a_damaged_file_is_refused(damage, tmp_path):
+    path = saved(WEIGHTS, tmp_path / "weights.pth")
+    path.write_bytes(damage(path.read_bytes()))
+    assert "is damaged" in refusal(path)
+
+
+def test_a_damaged_file_of_an_older_format_is_refused(tmp_path):
+    path = saved(WEIGHTS, tmp_path / "weights.pth", _use_new_zipfile_serialization=False)
+    path.write_bytes(cut_off(path.read_bytes()))
+    assert "is damaged" in refusal(path)
+    safetensors.save_file(WEIGHTS, tmp_path / "weights.safetensors")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(cut_off(path.read_bytes()))
+    assert "is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1", pickle.dumps({})],
+    ids=["empty", "page", "pointer", "pickle"],
+)
+def test_a_file_of_another_kind_is_refused_with_its_first_bytes(data, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(data)
+    line = refusal(tmp_path / "weights.pth")
+    assert line.endswith(f"was not written by torch.save: it begins with {data[:16]!r}")
+
+
+def test_another_zip_file_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    assert "was not written by torch.save" in refusal(tmp_path / "weights.pth")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    assert refusal(tmp_path / "none") == f"cannot read {tmp_path}/none: No such file or directory"
+    assert refusal(tmp_path) == f"cannot read {tmp_path}: Is a directory"
+
+
+# Classes and image size
+
+
+@pytest.mark.parametrize("key", ["state_dict", "network"])
+def test_classes_and_image_size_come_from_the_file(key, tmp_path):
+    content = {key: WEIGHTS, "classes": ["cat", "dog", "newt"], "image_size": 64}
+    classifier = load_file(saved(content, tmp_path / "model.pt"))
+    assert classifier.classes == ["cat", "dog", "newt"]
+    assert classifier.classes_known
+    assert classifier.image_size == 64
+
+
+def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
+    classifier = load_file(saved(WEIGHTS, tmp_path / "weights.pth"))
+    assert classifier.classes == ["0", "1", "2"]
+    assert not classifier.classes_known
+    assert classifier.image_size == 224
+
+
+def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
+    state_dict = {**WEIGHTS, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    classifier = load_file(saved(state_dict, tmp_path / "weights.pth"))
+    assert classifier.classes[0] == "tench"
+    assert not classifier.classes_known
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [({"classes": ["cat"]}, "1 names for 3 classes"), ({"image_size": 0}, "image size 0")],
+)
+def test_classes_and_image_size_that_cannot_be_are_refused(wrong, reason, tmp_path):
+    assert reason in refusal(saved({"state_dict": WEIGHTS, **wrong}, tmp_path / "model.pt"))
+
+
+def test_everything_in_a_checkpoint_is_returned(tmp_path):
+    checkpoint = read_checkpoint(saved({"network": WEIGHTS, **TRAINING}, tmp_path / "last.ckpt"))
+    assert checkpoint["optimizer"] == TRAINING["optimizer"]
+    assert checkpoint["network"].keys() == WEIGHTS.keys()
+
+
+# Official weights
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """Publish random weights as ResNet-18's official ones; return where they are downloaded to."""
+    monkeypatch.setitem(OFFICIAL, "resnet18", publish("resnet18", tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "hub" / "checkpoints" / Path(OFFICIAL["resnet18"].url).name
+
+
+def test_official_weights_are_downloaded_once(official, capsys):
+    classifier = load_official("resnet18")
+    assert capsys.readouterr().out == ""
+    Path(OFFICIAL["resnet18"].url.removeprefix("file://")).unlink()
+    again = load_official("resnet18")
+    with torch.inference_mode():
+        expected = oracle("resnet18").eval()(IMAGES)
+        assert deviation(classifier.network.eval()(IMAGES), expected) <= 1e-5
+        assert deviation(again.network.eval()(IMAGES), expected) <= 1e-5
+    assert (classifier.classes[0], len(classifier.classes)) == ("tench", 1000)
+    assert not classifier.classes_known
+
+
+def test_a_damaged_download_is_refused(official):
+    file = Path(OFFICIAL["resnet18"].url.removeprefix("file://"))
+    file.write_bytes(flip_a_bit(file.read_bytes()))
+    with pytest.raises(WeightsError, match="invalid hash value"):
+        load_official("resnet18")
+    assert not official.exists()
+
+
+def test_a_damaged_file_in_the_cache_is_refused(official):
+    load_official("resnet18")
+    official.write_bytes(flip_a_bit(official.read_bytes()))
+    with pytest.raises(WeightsError) as error:
+        load_official("resnet18")
+    assert str(error.value) == f"{official} is damaged: delete it, and it is downloaded again"
+
+
+def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "127.0.0.1:9")
+    with pytest.raises(WeightsError) as error:
+        load_official("resnet18")
+    assert OFFICIAL["resnet18"].url in str(error.value)
+    assert f"{tmp_path}/hub/checkpoints/resnet18-f37072fd.pth" in str(error.value)
+    assert "--weights" in str(error.value)
+
+
+def test_a_folder_for_downloads_that_cannot_be_written(official, tmp_path):
+    (tmp_path / "home").write_text("not a folder")
+    with pytest.raises(WeightsError, match="TORCH_HOME"):
+        load_official("resnet18")
