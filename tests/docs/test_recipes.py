@@ -116,25 +116,21 @@ def test_every_link_within_the_page_leads_to_a_heading():
 
 
 @pytest.mark.parametrize(
-    "heading, tolerance",
-    [
-        pytest.param("torch.compile", 1e-5, marks=pytest.mark.slow),
-        ("TorchScript", 1e-5),
-        ("Fuse batch norm", 1e-5),
-        ("float16 and bfloat16", 0.05),
-    ],
+    "heading",
+    [pytest.param("torch.compile", marks=pytest.mark.slow), "TorchScript", "Fuse batch norm"],
 )
-def test_the_logits_are_the_same(heading, tolerance, run, expected):
+def test_the_logits_are_the_same(heading, run, expected):
     torch.compiler.reset()
     variables = run(heading)
-    assert deviation(variables["logits"].float(), expected(variables["images"])) <= tolerance
+    assert deviation(variables["logits"], expected(variables["images"])) <= 1e-5
 
 
-def test_autocast_gives_the_same_logits(run, expected):
+def test_half_precision_gives_nearly_the_same_logits(run, expected):
     variables = run("float16 and bfloat16")
-    logits = variables["autocast_logits"]
-    assert logits.dtype == torch.bfloat16
-    assert deviation(logits.float(), expected(variables["images"])) <= 0.05
+    logits = expected(variables["images"])
+    for half_logits in (variables["autocast_logits"], variables["logits"]):
+        assert half_logits.dtype == torch.bfloat16
+        assert 0 < deviation(half_logits.float(), logits) <= 0.05
 
 
 @pytest.mark.parametrize("heading", ["Save and load", "Load faster", "safetensors"])
@@ -197,10 +193,10 @@ def compiled_in_lightning(model: nn.Module) -> nn.Module:
 
 
 def test_checkpoints_of_wrapped_networks_load(run, name, model, expected):
-    wrappers = [compiled_in_lightning]
-    if name == "resnet18":  # the others too, where they take less time
-        wrappers += [nn.DataParallel, torch.compile, LightningModule]
-        wrappers += [parallel_in_compiled, compiled_in_parallel]
+    wrappers = [LightningModule]
+    if name == "resnet18":  # all of them where it takes less time
+        wrappers += [nn.DataParallel, parallel_in_compiled]
+        wrappers += [compiled_in_parallel, compiled_in_lightning]
     for wrap in wrappers:
         weights = wrap(model).state_dict()
         training_state = {"state_dict": weights, "epoch": 3}
@@ -374,30 +370,25 @@ def test_a_new_head_keeps_the_other_weights(run, name, model):
     assert changed == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_a_frozen_backbone_keeps_its_weights_and_statistics_while_its_head_learns(run, name):
-    model = MODELS[name]()
-    before = copy.deepcopy(model.state_dict())
-    variables = run("Frozen backbone", model=model)
-    after = model.state_dict()
+def test_a_frozen_backbone_keeps_its_weights_and_statistics_while_its_head_learns(run, name, model):
+    variables = run("Frozen backbone", labels=torch.full((4,), 3))
+    before, after = model.state_dict(), variables["model"].state_dict()
     head = "fc3" if name == "alexnet" else "fc"
     changed = {key for key in before if not torch.equal(after[key], before[key])}
     assert changed == {f"{head}.weight", f"{head}.bias"}
-    loss = F.cross_entropy(model.eval()(variables["images"]), variables["labels"])
-    assert loss < 0.8 * math.log(10)  # what guessing costs
+    logits = variables["model"].eval()(variables["images"])
+    assert F.cross_entropy(logits, variables["labels"]) < 0.5 * math.log(10)  # half of a guess's
 
 
-def test_gray_images_give_the_logits_of_their_normalized_rgb_copies(run, expected):
-    variables = run("Gray images")
+def test_gray_images_give_the_logits_of_their_rgb_copies(run, expected):
+    variables, gray = run("Gray images"), torch.randn(2, 1, 64, 64)
     normalize = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     copies = torchvision.transforms.functional.normalize(
         variables["gray"].expand(-1, 3, -1, -1), normalize.mean, normalize.std
     )
     assert deviation(variables["logits"], expected(copies)) <= 1e-5
-
-
-def test_one_channel_computes_what_three_equal_channels_do(run, expected):
-    variables, gray = run("Gray images"), torch.randn(2, 1, 64, 64)
-    assert deviation(variables["model"].eval()(gray), expected(gray.expand(-1, 3, -1, -1))) <= 1e-5
+    one_channel = variables["model"].eval()
+    assert deviation(one_channel(gray), expected(gray.expand(-1, 3, -1, -1))) <= 1e-5
 
 
 def test_images_of_32_x_32(run, name):
@@ -408,7 +399,9 @@ def test_images_of_32_x_32(run, name):
         assert shapes == [(2, 512, 4, 4)]
 
 
-def test_the_same_seed_gives_the_same_weights(run):
+def test_the_same_seed_gives_the_same_weights(run, name):
+    if name == "alexnet":
+        pytest.skip("the recipe is the same for both networks")
     try:
         first, second = (run("Reproducible runs")["model"].state_dict() for _ in range(2))
         assert torch.are_deterministic_algorithms_enabled()
