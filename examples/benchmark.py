@@ -233,7 +233,7 @@ def choose_rows(rows: list[Row], precisions: tuple[str, ...], device: str) -> li
     if device == "cpu" and not has_bfloat16():
         for row in chosen:
             if row.precision == "bfloat16":
-                report(f"{row} is left out: the processor has no instructions for bfloat16")
+                report(f"{row} is left out: PyTorch finds no bfloat16 instructions here")
         chosen = [row for row in chosen if row.precision != "bfloat16"]
     return chosen
 
