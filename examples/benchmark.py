@@ -1,249 +1,448 @@
-"""Time both networks at every precision, beside torchvision, ONNX Runtime and OpenVINO.
+"""Time both networks in every way that docs/speed.md shows, beside torchvision's.
 
 python -m examples.benchmark
 python -m examples.benchmark --model resnet18 --precision int8 --out figures
 """
 
+import contextlib
 import copy
 import itertools
+import json
 import logging
+import statistics
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Callable, Mapping
+from typing import Literal
 
-import click
 import pandas as pd
 import torch
 import torch._inductor.config
 import torchvision
+import tyro
 from matplotlib import cbook
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
-from torch.utils.benchmark import Timer
 from torchvision.transforms import v2
 
-from examples.images import open_image
+from alexnet import AlexNet
+from examples.device import find_device
+from examples.engines import (
+    Network,
+    capabilities,
+    channels_last,
+    compiled,
+    compiled_int8,
+    has_bfloat16,
+    has_vnni,
+    in_bfloat16,
+    in_onnx_runtime,
+    in_openvino,
+    to_onnx,
+    to_onnx_int8,
+    to_openvino,
+    to_openvino_int8,
+)
+from examples.images import normalize, open_image
 from examples.memory import reuse_memory
-from examples.options import Command, device
-from examples.train import NORMALIZE
 from examples.weights import MODELS
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.3}  # of the largest logit
-Network = Callable[[Tensor], Tensor]
-Rows = dict[str, Callable[[], Network]]
+Model = Literal["alexnet", "resnet18"]
+Precision = Literal["float32", "bfloat16", "int8"]
+COLORS = {"float32": "#0072b2", "bfloat16": "#e69f00", "int8": "#009e73"}  # color-blind safe
+
+# How far the logits of a row may deviate, see `deviation`. Measured with the networks and images
+# below: right logits deviate by up to 1e-5 in float32, 0.07 in bfloat16 and 0.41 in int8. Wrong
+# ones deviate by 0.7 to 3: of other images, of swapped color channels, of other weights.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15, "int8": 0.55}
+CHECKED_IMAGES = 16
+CALIBRATION_IMAGES = 8
+MIN_ROUNDS = 3
 
 
-def compiled(model: nn.Module) -> Network:
-    """Return the network compiled, its weights frozen into the code, for inference alone."""
-    torch._inductor.config.freezing = True
-    model = model.to(memory_format=torch.channels_last)
-    fast = torch.compile(model, mode="max-autotune", dynamic=False)
-    return fast
+@dataclass(frozen=True)
+class Config:
+    """Time AlexNet and ResNet-18 in every way that docs/speed.md shows, beside torchvision's."""
+
+    model: tyro.conf.UseAppendAction[tuple[Model, ...]] = ()
+    """Network, may be repeated. Default: both."""
+    precision: tyro.conf.UseAppendAction[tuple[Precision, ...]] = ()
+    """Precision, may be repeated; torchvision's network is timed in any case. Default: all."""
+    batch_size: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
+    """Number of images in a batch, may be repeated. Default: 1, 8 and 32."""
+    image_size: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
+    """Height and width of the images in pixels, may be repeated. Default: 224."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu or a GPU, such as cuda:1."""
+    seconds: float = 5.0
+    """Time to measure each column of the table for, after everything is compiled."""
+    out: Path | None = None
+    """Folder for times.json, table.md and speed.png. Default: the table is only printed."""
 
 
-def in_int8(model: nn.Module, images: Tensor) -> Network:
-    """Return the network in int8, its ranges calibrated on the images, compiled and frozen."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+@dataclass(frozen=True)
+class Row:
+    """A way to run a network; `build` returns it ready to be called."""
 
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program.module(), quantizer)
-    prepared(images)
-    quantized = convert_pt2e(prepared)
-    torch._inductor.config.freezing = True
-    fast = torch.compile(quantized, dynamic=False)
-    return fast
+    name: str
+    precision: str
+    build: Callable[[], Network]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.precision})"
 
 
-def to_onnx(model: nn.Module, images: Tensor, file: Path) -> Path:
-    """Write the network for the other engines, with any batch size; return the file."""
-    settings: Any = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "external_data": False}
-    torch.onnx.export(model, (images,), file, input_names=["images"], verbose=False, **settings)
-    return file
+@dataclass(frozen=True)
+class Result:
+    """The times of a row in a column of the table."""
+
+    row: str
+    precision: str
+    model: str
+    batch_size: int
+    image_size: int
+    milliseconds: list[float]  # of each round
+    machine: str
 
 
-def to_int8(file: Path, images: Tensor) -> Path:
-    """Quantize an ONNX file, its ranges calibrated on the images; return the new file."""
-    from onnxruntime import quantization
-
-    batches = ({"images": image[None]} for image in images.numpy())
-    reader = SimpleNamespace(get_next=lambda: next(batches, None))
-    settings = {"activation_type": quantization.QuantType.QUInt8}  # twice as fast as signed
-    quantized = file.with_suffix(".int8.onnx")
-    quantization.quantize_static(file, quantized, reader, per_channel=True, **settings)
-    return quantized
+# What is timed
 
 
-def in_onnx_runtime(file: Path) -> Network:
-    """Return the network as ONNX Runtime runs it, with as many threads as PyTorch."""
-    import onnxruntime
+def rows(theirs: nn.Module, ours: nn.Module, images: Tensor, folder: Path) -> list[Row]:
+    """Return the rows of the table. `images` calibrate int8, `folder` is for ONNX files."""
+    device = images.device.type
+    autotune = isinstance(ours, AlexNet) or device == "cuda"
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options)
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    def compiled_copy(network: nn.Module) -> Network:
+        return compiled(copy.deepcopy(network), autotune)
 
+    on_any_device = [
+        Row("torchvision", "float32", lambda: theirs),
+        Row("torchvision, compiled", "float32", lambda: compiled_copy(theirs)),
+        Row("ours", "float32", lambda: ours),
+        Row("ours, channels-last", "float32", lambda: channels_last(copy.deepcopy(ours))),
+        Row("ours, compiled", "float32", lambda: compiled_copy(ours)),
+        Row("ours, compiled", "bfloat16", lambda: in_bfloat16(compiled_copy(ours), device)),
+    ]
+    if device != "cpu":
+        return on_any_device
 
-def in_openvino(file: Path, precision: str = "f32") -> Network:
-    """Return the network as OpenVINO runs it, with as many threads as PyTorch."""
-    import openvino
-
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    settings["INFERENCE_PRECISION_HINT"] = precision
-    network = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda images: torch.from_numpy(network(images.numpy())[0])
-
-
-def implementations(theirs: nn.Module, ours: nn.Module, images: Tensor, folder: Path) -> Rows:
-    """Return what builds each row, whose name ends in its precision where that is not float32."""
-    ours_channels_last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
-    theirs_channels_last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
-    bfloat16 = torch.autocast(images.device.type, torch.bfloat16)
-    onnx = cache(lambda: to_onnx(fuse(ours), images, folder / "network.onnx"))
-    int8 = cache(lambda: to_int8(onnx(), images))
-    rows: Rows = {
-        "torchvision": lambda: theirs,
-        "torchvision, channels-last": lambda: theirs_channels_last,
-        "ours": lambda: ours,
-        "ours, channels-last": lambda: ours_channels_last,
-        "ours, fused, channels-last": lambda: fuse(ours_channels_last),
-        "ours, compiled": lambda: compiled(ours_channels_last),
-        "torchvision, channels-last, bfloat16": lambda: bfloat16(theirs_channels_last),
-        "ours, channels-last, bfloat16": lambda: bfloat16(ours_channels_last),
-        "ours, compiled, bfloat16": lambda: bfloat16(compiled(ours_channels_last)),
-    }
-    if images.device.type == "cpu":
-        rows |= {
-            "ours, compiled, int8": lambda: in_int8(ours, images),
-            "ONNX Runtime": lambda: in_onnx_runtime(onnx()),
-            "ONNX Runtime, int8": lambda: in_onnx_runtime(int8()),
-            "OpenVINO": lambda: in_openvino(onnx()),
-            "OpenVINO, bfloat16": lambda: in_openvino(onnx(), "bf16"),
-            "OpenVINO, int8": lambda: in_openvino(int8()),
-        }
-    return rows
+    onnx = cache(lambda: to_onnx(ours, images, folder / "network.onnx"))
+    openvino = cache(lambda: to_openvino(ours, images))
+    return [
+        *on_any_device,
+        Row("ours, compiled", "int8", lambda: compiled_int8(ours, images)),
+        Row("ONNX Runtime", "float32", lambda: in_onnx_runtime(onnx())),
+        Row("ONNX Runtime", "int8", lambda: in_onnx_runtime(to_onnx_int8(onnx(), images))),
+        Row("OpenVINO", "float32", lambda: in_openvino(openvino())),
+        Row("OpenVINO", "bfloat16", lambda: in_openvino(openvino(), "bf16")),
+        Row("OpenVINO", "int8", lambda: in_openvino(to_openvino_int8(ours, images))),
+    ]
 
 
 @torch.no_grad()
-def build(rows: Rows, precisions: tuple[str, ...], images: Tensor) -> dict[str, Network]:
-    """Return the networks of some precisions, as far as their engines are installed.
+def build_network(name: str, images: Tensor, seed: int = 0) -> nn.Module:
+    """Return torchvision's network, with random weights whose logits tell the images apart.
 
-    Raises:
-        click.ClickException: a network has other logits than torchvision's.
+    As torchvision builds them, AlexNet gives nearly the same logits for all images and batch norm
+    does nothing, so that wrong logits would look right.
     """
-    networks: dict[str, Network] = {}
-    expected = rows["torchvision"]()(images)
-    for row, make in rows.items():
-        suffix = row.split(", ")[-1]
-        precision = suffix if suffix in TOLERANCES else "float32"
-        if precision not in precisions and row != "torchvision":
-            continue
+    torch.manual_seed(seed)
+    network: nn.Module = torchvision.models.get_model(name)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            module.momentum = None  # the statistics become those of the images
+
+    network.to(images.device).train()(images)
+    network.eval()
+    *_, head = network.modules()
+    head.bias -= network(images).mean(0)  # what all images share would hide their differences
+    return network
+
+
+def load_images(size: int, count: int) -> Tensor:
+    """Return random crops of a photograph, normalized, as float32 (count, 3, size, size)."""
+    photograph = open_image(Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    crop = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
+    torch.manual_seed(0)
+    images: Tensor = normalize(torch.stack([crop(photograph) for _ in range(count)]))
+    return images
+
+
+# The check
+
+
+def deviation(logits: Tensor, expected: Tensor) -> float:
+    """Return how far the logits (N, num_classes) of an image are from those expected, at worst.
+
+    Lengths of vectors: the length of the difference divided by that of the expected logits.
+    """
+    deviations = (logits - expected).norm(dim=1) / expected.norm(dim=1)
+    return float(deviations.max())
+
+
+@torch.no_grad()
+def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Network]:
+    """Build the rows and check their logits against those of the first.
+
+    A row that cannot be built is reported and left out: its engine is not installed, there is no
+    C++ compiler, or PyTorch lacks an option. Wrong logits stop the benchmark.
+    """
+    batches = torch.split(images, batch_size)
+    networks: dict[Row, Network] = {}
+    for row in rows:
         start = time.perf_counter()
         try:
-            networks[row] = make()
-        except ImportError as error:
-            click.echo(f"{row} is left out: {error}", err=True)
+            network = row.build()
+            first_logits = network(batches[0])  # compiles
+        except Exception as error:  # each engine raises its own
+            lines = str(error).strip().splitlines() or [""]
+            report(f"{row} is left out: {type(error).__name__}: {lines[0]}")
             continue
-        logits = networks[row](images)
-        click.echo(f"{row}: first answer after {time.perf_counter() - start:.1f} s", err=True)
-        difference = (logits - expected).abs().max() / expected.abs().max()
-        if not difference < TOLERANCES[precision]:
-            raise click.ClickException(f"the logits of {row} differ by {difference:.1e}")
+        report(f"{row} is ready after {time.perf_counter() - start:.1f} s")
+
+        logits = torch.cat([first_logits, *(network(batch) for batch in batches[1:])]).float()
+        if not networks:
+            expected = logits
+        tolerance = TOLERANCES[row.precision]
+        if not deviation(logits, expected) < tolerance:
+            sys.exit(
+                f"error: the logits of {row} are wrong: they deviate by "
+                f"{deviation(logits, expected):.2g}, and {tolerance} is allowed"
+            )
+        networks[row] = network
     return networks
 
 
-@torch.no_grad()
-def time_in_turns(calls: Mapping[str, Callable[[], Any]], seconds: float) -> pd.DataFrame:
-    """Return the milliseconds of each call, round after round, for as many as take `seconds`.
+def choose_rows(rows: list[Row], precisions: tuple[str, ...], device: str) -> list[Row]:
+    """Return the rows of these precisions, and always the first, which the others refer to.
 
-    A machine that is busy for a while is then busy for all of them.
+    Reports and leaves out what the processor has no instructions for.
     """
+    chosen = [row for row in rows if row.precision in precisions or row is rows[0]]
+    if device == "cpu" and not has_bfloat16():
+        for row in chosen:
+            if row.precision == "bfloat16":
+                report(f"{row} is left out: PyTorch finds no bfloat16 instructions here")
+        chosen = [row for row in chosen if row.precision != "bfloat16"]
+    return chosen
+
+
+# Timing
+
+
+@torch.no_grad()
+def time_in_turns(
+    networks: dict[Row, Network], images: Tensor, seconds: float
+) -> dict[Row, list[float]]:
+    """Return the milliseconds that each network takes for the images, round after round.
+
+    The networks take turns, so that a machine that is busy for a while is busy for all of them.
+    """
+    for network in networks.values():
+        network(images)  # compiles for this batch size
+    times: dict[Row, list[float]] = {row: [] for row in networks}
     end = time.perf_counter() + seconds
-    times: list[dict[str, Any]] = []
-    while len(times) < 3 * len(calls) or time.perf_counter() < end:
-        for row, call in calls.items():
-            timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-            ms = 1e3 * timer.blocked_autorange(min_run_time=0.05).median
-            times.append({"row": row, "ms": ms})
-    return pd.DataFrame(times)
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        for row, network in networks.items():
+            times[row].append(milliseconds_per_call(network, images))
+        rounds += 1
+    return times
 
 
-def report(times: pd.DataFrame) -> tuple[str, Figure]:
-    """Return the medians in Markdown, and drawn as how many times as fast as torchvision."""
-    text, tables = f"{times['machine'].iloc[0]}\n", times.groupby("model", sort=False)
-    figure = Figure(figsize=(9, 5 * len(tables)), layout="constrained")
-    for axes, (model, rows) in zip(figure.subplots(len(tables), squeeze=False).flat, tables):
-        ms = rows.pivot_table("ms", "row", ["batch_size", "image_size"], "median", sort=False)
-        ms.columns = ms.columns.map("{0[0]} × {0[1]} × {0[1]}".format)
-        ratios = ms.loc["torchvision"] / ms
-        cells = (ms.map("{:.1f}, ".format) + ratios.map("{:.2f}".format)).rename_axis(index="")
-        text += f"\n**{model}**: milliseconds, times torchvision\n\n{cells.to_markdown()}\n"
-        ratios.plot.barh(ax=axes, title=f"{model}: times torchvision", ylabel="").invert_yaxis()
-    return text, figure
+def milliseconds_per_call(network: Network, images: Tensor) -> float:
+    """Return the median over as many calls as take 0.1 s, at least one."""
+    time.sleep(0.05)  # the threads of ONNX Runtime stay busy for a while after a call
+    calls: list[float] = []
+    while sum(calls) < 0.1:
+        start = time.perf_counter()
+        network(images)
+        if images.is_cuda:  # the GPU is still at work
+            torch.cuda.synchronize(images.device)
+        calls.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(calls)
 
 
-def machine() -> str:
-    """Return what a figure depends on: processor, threads, versions, date."""
-    cpu, threads = torch.cpu.get_capabilities(), torch.get_num_threads()
-    processor = cpu.get("cpu_name") or cpu["architecture"]
-    capability = torch.backends.cpu.get_cpu_capability() + (", AMX" if cpu.get("amx_bf16") else "")
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, {date.today()}"
-    return f"{gpu}{processor} ({capability}), {threads} threads, {versions}"
+def time_model(config: Config, model: str, image_size: int, machine: str) -> list[Result]:
+    """Build one model in every way, check the logits, and time all batch sizes."""
+    first = config.batch_size[0]
+    checked = first * -(-CHECKED_IMAGES // first)  # whole batches
+    images = load_images(image_size, max(checked, *config.batch_size)).to(config.device)
+    theirs = build_network(model, images[:checked])
+    ours = MODELS[model].from_state_dict(theirs.state_dict()).to(config.device).eval()
+
+    results = []
+    # Engines print their progress to standard output, which is for the table.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        all_rows = rows(theirs, ours, images[:CALIBRATION_IMAGES], Path(folder))
+        chosen = choose_rows(all_rows, config.precision, images.device.type)
+        networks = build_rows(chosen, images[:checked], first)
+        for batch_size in config.batch_size:
+            report(f"timing {model}, {batch_size} x {image_size} x {image_size}")
+            times = time_in_turns(networks, images[:batch_size], config.seconds)
+            for row, milliseconds in times.items():
+                result = Result(
+                    row=row.name,
+                    precision=row.precision,
+                    model=model,
+                    batch_size=batch_size,
+                    image_size=image_size,
+                    milliseconds=milliseconds,
+                    machine=machine,
+                )
+                results.append(result)
+    return results
 
 
-@click.command(cls=Command, context_settings={"show_default": True})
-@click.option("--model", multiple=True, type=click.Choice(sorted(MODELS)), default=MODELS)
-@click.option("--precision", multiple=True, type=click.Choice(TOLERANCES), default=TOLERANCES)
-@click.option("--batch-size", multiple=True, type=click.IntRange(1), default=[1, 8, 32])
-@click.option("--image-size", multiple=True, type=click.IntRange(63), default=[224])
-@click.option("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-@click.option("--seconds", type=click.IntRange(0), default=6, help="To time a column for.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables, times, picture.")
-def main(device: Any, seconds: float, out: Path | None, **given: Any) -> None:
-    """Time both networks at every precision, beside torchvision, ONNX Runtime and OpenVINO."""
+# Results
+
+
+def describe_machine() -> str:
+    """Return what the times depend on: processor, threads, versions, date."""
+    found = capabilities()
+    name = found.get("cpu_name") or found.get("architecture") or "processor"
+    instructions = [torch.backends.cpu.get_cpu_capability()]
+    instructions += ["VNNI"] if has_vnni() else []
+    instructions += ["AMX"] if found.get("amx_bf16") else []
+    parts = [
+        f"{name} ({', '.join(instructions)})",
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+        f"torchvision {torchvision.__version__}",
+        str(date.today()),
+    ]
+    if torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def summarize(results: list[Result]) -> pd.DataFrame:
+    """Return the median milliseconds of each result, and the speedup over eager torchvision."""
+    table = pd.DataFrame(map(asdict, results))
+    table["ms"] = table.pop("milliseconds").map(statistics.median)
+    table["column"] = [
+        f"{n} × {size} × {size}" for n, size in zip(table.batch_size, table.image_size)
+    ]
+    eager = table[(table.row == "torchvision")].set_index(["model", "column"]).ms
+    baseline = eager.loc[list(zip(table.model, table.column))].to_numpy()
+    table["speedup"] = baseline / table.ms
+    return table
+
+
+def format_tables(table: pd.DataFrame) -> str:
+    """Return a table for each model, in Markdown."""
+    text = f"{table.machine.iloc[0]}\n"
+    for model, part in table.groupby("model", sort=False):
+        cells = [f"{ms:.1f}, {speedup:.2f}" for ms, speedup in zip(part.ms, part.speedup)]
+        part = part.assign(cell=cells)
+        wide = part.pivot_table(
+            values="cell",
+            index=["row", "precision"],
+            columns="column",
+            aggfunc="first",
+            sort=False,
+        )
+        markdown = wide.reset_index().to_markdown(index=False)
+        text += f"\n**{model}**: milliseconds, speedup over eager torchvision\n\n{markdown}\n"
+    return text
+
+
+def draw_speedups(table: pd.DataFrame) -> Figure:
+    """Draw the speedups at the smallest and the largest batch size, a row of plots per model."""
+    models = list(table.model.unique())
+    smallest, largest = table.batch_size.min(), table.batch_size.max()
+    columns = list(table[table.batch_size.isin([smallest, largest])].column.unique())
+    figure = Figure(figsize=(10, 1 + 3.6 * len(models)), dpi=150, layout="constrained")
+    figure.suptitle(f"Speedup over eager float32 torchvision\n{table.machine.iloc[0]}", fontsize=10)
+    grid = figure.subplots(len(models), len(columns), squeeze=False, sharex=True)
+    for (i, model), (j, column) in itertools.product(enumerate(models), enumerate(columns)):
+        axes = grid[i, j]
+        part = table[(table.model == model) & (table.column == column)]
+        labels = [f"{row}, {precision}" for row, precision in zip(part.row, part.precision)]
+        bars = axes.barh(labels, part.speedup, color=part.precision.map(COLORS))
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        axes.axvline(1, color="black", linewidth=1, linestyle="--")
+        axes.set_title(f"{model}, {column}", fontsize=11)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+        if j > 0:
+            axes.set_yticklabels([])
+    used = [precision for precision in COLORS if precision in set(table.precision)]
+    handles = [Patch(color=COLORS[precision], label=precision) for precision in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def complete(config: Config) -> Config:
+    """Return the configuration with the defaults of what was not given; stop at bad values."""
+    config = Config(
+        model=config.model or ("alexnet", "resnet18"),
+        precision=config.precision or ("float32", "bfloat16", "int8"),
+        batch_size=config.batch_size or (1, 8, 32),
+        image_size=config.image_size or (224,),
+        device=str(find_device(config.device)),
+        seconds=config.seconds,
+        out=config.out,
+    )
+    if min(config.batch_size) < 1:
+        sys.exit("error: --batch-size must be at least 1")
+    if min(config.image_size) < 63:
+        sys.exit("error: --image-size must be at least 63")
+    if config.out:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"error: cannot make the folder {config.out}: {error.strerror}")
+    return config
+
+
+def silence_compilers() -> None:
+    """Keep warnings and the tables of the autotuner off the terminal."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    torch._inductor.config.max_autotune_report_choices_stats = False
-    torch._inductor.config.autotune_num_choices_displayed = 0
+    inductor = torch._inductor.config
+    if hasattr(inductor, "autotune_num_choices_displayed"):
+        inductor.autotune_num_choices_displayed = 0
+    if hasattr(inductor, "max_autotune_report_choices_stats"):
+        inductor.max_autotune_report_choices_stats = False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = complete(tyro.cli(Config, args=arguments))
+    silence_compilers()
     reuse_memory()  # for all rows alike
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
 
-    frames = []
-    photograph = open_image(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
-    for model, size in itertools.product(given["model"], given["image_size"]):
-        torch.manual_seed(0)
-        theirs = torchvision.models.get_model(model).eval().to(device)
-        ours = MODELS[model].from_state_dict(theirs.state_dict()).eval().to(device)
-        crop = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
-        crops = [crop(photograph) for _ in range(max(16, *given["batch_size"]))]
-        images = NORMALIZE(torch.stack(crops).float()).to(device)  # (N, 3, size, size)
-        with tempfile.TemporaryDirectory() as folder:
-            rows = implementations(theirs, ours, images, Path(folder))
-            networks = build(rows, given["precision"], images[: given["batch_size"][0]])
-        for batch_size in given["batch_size"]:
-            click.echo(f"timing {model}, {batch_size} x {size} x {size}", err=True)
-            calls = {row: partial(run, images[:batch_size]) for row, run in networks.items()}
-            times = time_in_turns(calls, seconds)
-            frames.append(times.assign(model=model, batch_size=batch_size, image_size=size))
+    machine = describe_machine()
+    results = []
+    for model, image_size in itertools.product(config.model, config.image_size):
+        results += time_model(config, model, image_size, machine)
 
-    times = pd.concat(frames).assign(machine=machine())
-    text, figure = report(times)
-    click.echo(text, nl=False)
-    if out:
-        (out / "table.md").write_text(text, encoding="utf-8")
-        times.to_json(out / "times.json", orient="records", indent=1)
-        figure.savefig(out / "time.png")
+    table = summarize(results)
+    text = format_tables(table)
+    print(text, end="")
+    if config.out:
+        times = json.dumps(list(map(asdict, results)), indent=1)
+        (config.out / "times.json").write_text(times, encoding="utf-8")
+        (config.out / "table.md").write_text(text, encoding="utf-8")
+        draw_speedups(table).savefig(config.out / "speed.png")
 
 
 if __name__ == "__main__":

@@ -1,77 +1,249 @@
-"""`python -m examples.benchmark` times what it says, and computes its ratios from that."""
+"""`python -m examples.benchmark` times what it says, and stops at wrong logits."""
+
+from __future__ import annotations
 
 import json
-import re
+import os
+import statistics
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-for package in ("click", "pandas", "tabulate", "lightning_fabric", "matplotlib", "tqdm"):
+for package in ("tyro", "pandas", "tabulate", "matplotlib"):
     pytest.importorskip(package)
 
-import pandas as pd  # noqa: E402
+from examples import engines  # noqa: E402
+from examples.benchmark import (  # noqa: E402
+    Row,
+    build_network,
+    build_rows,
+    choose_rows,
+    load_images,
+    main,
+    rows,
+)
+from tests.examples.command import refusal  # noqa: E402
+from tests.oracle import MODELS  # noqa: E402
 
-from examples import benchmark  # noqa: E402
-from examples.benchmark import MODELS, build, implementations, main  # noqa: E402
-from tests.examples.command import call, refusal  # noqa: E402
-
-PLAIN = ["torchvision", "torchvision, channels-last", "ours", "ours, channels-last"]
+ROOT = Path(__file__).parents[2]
+ENGINES = ["openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"]
 
 
-def test_every_row_is_timed_in_turns_and_stands_in_the_table(tmp_path, monkeypatch):
-    plain = lambda *given: {row: implementations(*given)[row] for row in PLAIN}  # noqa: E731
-    monkeypatch.setattr(benchmark, "implementations", plain)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64"})
-    given = "--model resnet18 --image-size 64 --seconds 0 --batch-size 1 --batch-size 2 --out"
-    status, tables, _ = call(main, *given.split(), tmp_path / "out")
-    assert (status, (tmp_path / "out" / "table.md").read_text(encoding="utf-8")) == (0, tables)
-    assert min(Image.open(tmp_path / "out" / "time.png").size) >= 300
-    times = pd.DataFrame(json.loads((tmp_path / "out" / "times.json").read_text()))
-    machine = times["machine"][0]
-    assert machine in tables and "arm64" in machine and f"torch {torch.__version__}" in machine
-    for _, turns in times.groupby("batch_size"):
-        assert len(turns) >= 3 * len(PLAIN)
-        assert list(turns["row"]) == PLAIN * (len(turns) // len(PLAIN))
-        medians = turns.groupby("row")["ms"].median()
-        for row in PLAIN:
-            cell = f"{medians[row]:.1f}, {medians['torchvision'] / medians[row]:.2f}"
-            assert re.search(rf"\| {row} .*\| {cell} ", tables)
+# A run without a C++ compiler and without any engine
+
+
+@pytest.fixture(scope="module")
+def bare_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("benchmark")
+    hide_engines = f"import sys; sys.modules.update(dict.fromkeys({ENGINES}))"
+    command = "from examples.benchmark import main; main(sys.argv[1:])"
+    arguments = (
+        "--model resnet18 --precision float32 --image-size 64 --batch-size 1 --batch-size 2 "
+        "--seconds 0 --out"
+    )
+    environment = {
+        **os.environ,
+        "PATH": str(folder),
+        "CXX": str(folder / "g++"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", f"{hide_engines}; {command}", *arguments.split(), folder / "out"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return run, folder / "out"
+
+
+def table_lines(text: str) -> dict[str, list[str]]:
+    """Return the cells of each row of the table, by its name."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines[1:]}
+
+
+def test_missing_engines_and_compiler_cost_only_their_rows(bare_run):
+    run, _ = bare_run
+    assert run.returncode == 0, run.stderr
+    assert list(table_lines(run.stdout)) == ["torchvision", "ours", "ours, channels-last"]
+    for name in ("torchvision, compiled", "ours, compiled", "ONNX Runtime", "OpenVINO"):
+        assert f"{name} (float32) is left out: " in run.stderr
+
+
+def test_table_has_the_medians_of_times_json(bare_run):
+    run, out = bare_run
+    assert run.stdout == (out / "table.md").read_text(encoding="utf-8")
+    results = json.loads((out / "times.json").read_text())
+    medians = {
+        (result["row"], result["batch_size"]): statistics.median(result["milliseconds"])
+        for result in results
+    }
+    assert len(medians) == 6
+    for row in ("torchvision", "ours", "ours, channels-last"):
+        cells = [
+            f"{medians[row, size]:.1f}, {medians['torchvision', size] / medians[row, size]:.2f}"
+            for size in (1, 2)
+        ]
+        assert table_lines(run.stdout)[row] == ["float32", *cells]
+    assert {result["machine"] for result in results} == {run.stdout.splitlines()[0]}
+    assert f"torch {torch.__version__}" in run.stdout
+    assert min(len(result["milliseconds"]) for result in results) >= 3
+
+
+def test_picture_is_written(bare_run):
+    _, out = bare_run
+    assert min(Image.open(out / "speed.png").size) >= 300
+
+
+# Which rows are built
 
 
 @pytest.fixture
-def rows(tmp_path):
-    """What builds each row for ResNet-18, and images (4, 3, 64, 64)."""
-    theirs = benchmark.torchvision.models.resnet18().eval()
-    ours, images = MODELS["resnet18"].from_state_dict(theirs.state_dict()), torch.rand(4, 3, 64, 64)
-    return implementations(theirs, ours.eval(), images, tmp_path), images
+def all_rows(tmp_path) -> list[Row]:
+    return rows(nn.Identity(), nn.Identity(), torch.zeros(1, 3, 64, 64), tmp_path)
+
+
+def test_a_processor_without_bfloat16_costs_its_rows(all_rows, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "capabilities", lambda: {"avx2": True})
+    chosen = choose_rows(all_rows, ("bfloat16", "int8"), "cpu")
+    assert {row.precision for row in chosen[1:]} == {"int8"}
+    errors = capsys.readouterr().err
+    assert "ours, compiled (bfloat16) is left out" in errors
+    assert "OpenVINO (bfloat16) is left out" in errors
+
+
+def test_a_precision_is_timed_beside_eager_torchvision(all_rows):
+    chosen = choose_rows(all_rows, ("float32",), "cpu")
+    assert chosen[0].name == "torchvision"
+    assert {row.precision for row in chosen} == {"float32"}
+    chosen = choose_rows(all_rows, ("int8",), "cpu")
+    assert [row.name for row in chosen] == [
+        "torchvision",
+        "ours, compiled",
+        "ONNX Runtime",
+        "OpenVINO",
+    ]
 
 
 @pytest.mark.slow
-def test_every_engine_gives_the_logits(rows):
-    for package in ("onnxruntime", "onnxscript", "openvino", "torchao"):
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_every_row_has_the_logits(name, batch_size, tmp_path):
+    for package in ENGINES:
         pytest.importorskip(package)
-    assert build(rows[0], tuple(benchmark.TOLERANCES), rows[1]).keys() == rows[0].keys()
+    images = load_images(size=64, count=16)
+    theirs = build_network(name, images)
+    ours = MODELS[name].from_state_dict(theirs.state_dict()).eval()
+    every_row = rows(theirs, ours, images[:8], tmp_path)
+    assert list(build_rows(every_row, images, batch_size)) == every_row
 
 
-def test_an_engine_that_is_not_installed_is_named_and_left_out(rows, monkeypatch, capsys):
-    for package in ("openvino", "onnxruntime", "torchao"):
-        monkeypatch.setitem(sys.modules, package, None)
-    assert build(rows[0], ("int8",), rows[1]).keys() == {"torchvision"}
-    errors = capsys.readouterr().err
-    for row in ("ours, compiled, int8", "ONNX Runtime, int8", "OpenVINO, int8"):
-        assert f"{row} is left out: " in errors
+# The check of the logits
 
 
-def test_other_logits_stop_the_benchmark():
-    wrong = nn.Sequential(nn.Flatten(), nn.Threshold(2, 1.01))
-    rows = {"torchvision": nn.Flatten, "wrong": lambda: wrong}
-    with pytest.raises(benchmark.click.ClickException, match="the logits of wrong differ by"):
-        build(rows, ("float32",), torch.ones(1, 3))
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return load_images(size=64, count=16)
 
 
-def test_what_cannot_be_timed_is_one_line():
-    assert "32 is not in the range" in refusal(main, "--image-size", 32)
-    assert "File exists" in refusal(main, "--out", __file__)
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+def precision(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def eager(name, images, precision) -> tuple[Row, Row]:
+    """The row of torchvision, and one of ours in a precision."""
+    theirs = build_network(name, images)
+    ours = MODELS[name].from_state_dict(theirs.state_dict()).eval()
+    return Row("torchvision", "float32", lambda: theirs), in_precision(ours, images, precision)
+
+
+def in_precision(network: nn.Module, images: Tensor, precision: str) -> Row:
+    """Return a row that is not compiled."""
+    if precision == "bfloat16":
+        fast = engines.in_bfloat16(network)
+    elif precision == "int8":
+        pytest.importorskip("torchao")
+        fast = engines.to_int8(network, images[:8])
+    else:
+        fast = network
+    return Row("ours", precision, lambda: fast)
+
+
+def build(rows: list[Row], images: Tensor) -> list[Row]:
+    return list(build_rows(rows, images, batch_size=8))
+
+
+def expect_refusal(rows: list[Row], images: Tensor) -> None:
+    with pytest.raises(SystemExit, match=f"error: the logits of ours .{rows[1].precision}. are"):
+        build(rows, images)
+
+
+def test_right_logits_pass(eager, images):
+    assert build(list(eager), images) == list(eager)
+
+
+def test_logits_of_the_next_image_are_refused(eager, images):
+    theirs, ours = eager
+    network = ours.build()
+    wrong = Row("ours", ours.precision, lambda: lambda batch: network(batch).roll(1, 0))
+    expect_refusal([theirs, wrong], images)
+
+
+def test_logits_of_another_image_in_one_place_are_refused(eager, images):
+    theirs, ours = eager
+    network = ours.build()
+
+    def repeat_the_first(batch: Tensor) -> Tensor:
+        logits = network(batch).clone()
+        logits[1] = logits[0]
+        return logits
+
+    wrong = Row("ours", ours.precision, lambda: repeat_the_first)
+    expect_refusal([theirs, wrong], images)
+
+
+def test_swapped_color_channels_are_refused(eager, images):
+    theirs, ours = eager
+    network = ours.build()
+    wrong = Row("ours", ours.precision, lambda: lambda batch: network(batch.flip(1)))
+    expect_refusal([theirs, wrong], images)
+
+
+def test_another_network_is_refused(name, eager, images):
+    theirs, ours = eager
+    weights = build_network(name, images, seed=1).state_dict()
+    other = MODELS[name].from_state_dict(weights).eval()
+    expect_refusal([theirs, in_precision(other, images, ours.precision)], images)
+
+
+def test_logits_that_are_not_finite_are_refused(eager, images):
+    theirs, ours = eager
+    wrong = Row("ours", ours.precision, lambda: lambda batch: theirs.build()(batch) * torch.nan)
+    expect_refusal([theirs, wrong], images)
+
+
+# What the command refuses
+
+
+def test_small_images_are_refused():
+    assert "--image-size must be at least 63" in refusal(main, "--image-size", 32)
+
+
+def test_empty_batches_are_refused():
+    assert "--batch-size must be at least 1" in refusal(main, "--batch-size", 0)
+
+
+def test_a_file_is_no_folder_for_the_results():
+    assert f"cannot make the folder {__file__}" in refusal(main, "--out", __file__)
+
+
+def test_an_unknown_device_is_refused():
+    assert "--device abacus" in refusal(main, "--device", "abacus")

@@ -1,0 +1,197 @@
+"""Ways to run a network fast, one function each. docs/speed.md says what each of them gains.
+
+`network` is in evaluation mode, `images` are normalized float32 (N, 3, H, W). What calibrates
+int8 should be some hundred images of those that the network will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import openvino
+
+Network = Callable[[Tensor], Tensor]
+
+
+# What the processor can do
+
+
+def capabilities() -> dict[str, Any]:
+    """Return the instructions that the processor has, as far as this version of PyTorch knows."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.4
+        return {}
+    return dict(torch.cpu.get_capabilities())
+
+
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies in bfloat16. Others are slower than in float32."""
+    found = capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def has_vnni() -> bool:
+    """Return whether the processor adds products of int8 in 32 bits.
+
+    Others add pairs of them in 16 bits, which overflows unless one factor has 7 bits only.
+    """
+    found = capabilities()
+    return any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "dot"))
+
+
+# PyTorch
+
+
+def channels_last(network: nn.Module) -> Network:
+    """Store the weights as convolutions read them. The logits stay the same."""
+    return network.to(memory_format=torch.channels_last)
+
+
+def compiled(network: nn.Module, autotune: bool = False) -> Network:
+    """Compile the network, for inference only. Each batch size is compiled at its first call.
+
+    `autotune` times several kernels for each matrix product: AlexNet becomes up to 1.3 times as
+    fast, and takes four times as long to compile; ResNet-18 gains nothing on a CPU.
+    """
+    torch._inductor.config.freezing = True  # bakes in the weights, and folds batch norm into them
+    network = network.to(memory_format=torch.channels_last)
+    mode = "max-autotune" if autotune else "default"
+    fast: Network = torch.compile(network, mode=mode, dynamic=False)
+    return fast
+
+
+def in_bfloat16(network: Network, device: str = "cpu") -> Network:
+    """Run the network's convolutions and matrix products in bfloat16."""
+    fast: Network = torch.autocast(device, torch.bfloat16)(network)
+    return fast
+
+
+def to_int8(network: nn.Module, images: Tensor) -> nn.Module:
+    """Quantize the network to int8 with torchao, calibrated on the images; compile the result."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    config = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
+    quantizer = X86InductorQuantizer().set_global(config)
+    any_batch_size = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(network, (images[:2],), dynamic_shapes=(any_batch_size,))
+        prepared = prepare_pt2e(program.module(), quantizer)
+        prepared(images)  # calibrates
+        quantized: nn.Module = convert_pt2e(prepared)
+    return quantized
+
+
+def compiled_int8(network: nn.Module, images: Tensor) -> Network:
+    """Quantize the network to int8, calibrated on the images, and compile it."""
+    torch._inductor.config.freezing = True  # without it int8 may be slower than float32
+    fast: Network = torch.compile(to_int8(network, images), dynamic=False)
+    return fast
+
+
+def compile_to_file(network: nn.Module, images: Tensor, file: Path) -> None:
+    """Compile the network for images of this shape, and write it with its weights to a file.
+
+    `torch._inductor.aoti_load_package(file)` returns it, in a process that compiles nothing.
+    """
+    torch._inductor.config.freezing = True
+    with torch.no_grad():
+        program = torch.export.export(network, (images,))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+
+
+# OpenVINO
+
+
+def to_openvino(network: nn.Module, images: Tensor) -> openvino.Model:
+    """Convert the network for OpenVINO, for any batch and image size."""
+    import openvino
+
+    shape = openvino.PartialShape([-1, 3, -1, -1])
+    return openvino.convert_model(network, example_input=images[:2], input=[shape])
+
+
+def to_openvino_int8(network: nn.Module, images: Tensor) -> openvino.Model:
+    """Convert the network for OpenVINO and quantize it to int8 with NNCF."""
+    import nncf
+    from nncf.quantization.advanced_parameters import OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return nncf.quantize(
+        to_openvino(network, images),
+        nncf.Dataset(torch.split(images, 1), lambda image: image.numpy()),
+        subset_size=len(images),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            # The default averages the ranges of the images: larger activations are clipped, and
+            # with them single logits by half of the largest.
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            overflow_fix=OverflowFix.DISABLE if has_vnni() else OverflowFix.ENABLE,
+        ),
+    )
+
+
+def in_openvino(model: openvino.Model | Path, precision: str = "f32") -> Network:
+    """Compile a model or its file for the CPU. `precision` is "bf16" or "f32", also for int8."""
+    import openvino
+
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    network = openvino.compile_model(model, "CPU", config)
+    return lambda images: torch.from_numpy(network(images.numpy())[0])
+
+
+# ONNX Runtime
+
+
+def to_onnx(network: nn.Module, images: Tensor, file: Path) -> Path:
+    """Write the network as ONNX, for any batch size; return the file."""
+    torch.onnx.export(
+        network,
+        (images[:2],),
+        file,
+        input_names=["images"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        dynamo=True,
+    )
+    return file
+
+
+def to_onnx_int8(file: Path, images: Tensor) -> Path:
+    """Quantize an ONNX file to int8, calibrated on the images; return the new file."""
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    batches = ({"images": image.numpy()} for image in torch.split(images, 1))
+    quantized = file.with_suffix(".int8.onnx")
+    quantize_static(
+        file,
+        quantized,
+        SimpleNamespace(get_next=lambda: next(batches, None)),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # twice as fast as signed activations
+        reduce_range=not has_vnni(),
+    )
+    return quantized
+
+
+def in_onnx_runtime(file: Path) -> Network:
+    """Load an ONNX file into ONNX Runtime, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options)
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
