@@ -48,8 +48,8 @@ class AlexNet(nn.Module):
         self.fc3 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-        # Variance 1 / fan_in. With less, as in PyTorch's default or the N(0, 0.01) of [2012], section
-        # 5, the logits of all images start nearly equal; with 2 / fan_in the loss starts too high.
+        # Variance 1 / fan_in. With less, as in PyTorch's default or N(0, 0.01) ([2012], section 5),
+        # the logits of all images start nearly equal. With 2 / fan_in the loss starts far too high.
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")

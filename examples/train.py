@@ -114,12 +114,15 @@ def train(config: Config) -> None:
     if checkpoint and checkpoint["images"] != images.description:
         was = checkpoint["images"]
         sys.exit(f"error: the run in {config.out} has {was}, not {images.description}")
-    train_loader = training_loader(config, images.train, device)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        images.train, WORLD_SIZE, RANK, seed=config.seed, drop_last=True
+    )
+    train_loader = training_loader(config, images.train, sampler, device)
     val_loader = validation_loader(config, images.val, device)
 
     torch.manual_seed(config.seed)
     network = build_network(config, start, images.classes)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     optimizer = SGD(
         network.parameters(),
@@ -145,7 +148,7 @@ def train(config: Config) -> None:
     make_folder(config.out)
     print_once(describe_run(config, network, images, device, len(train_loader)))
     for epoch in range(len(rows) + 1, config.epochs + 1):
-        train_loader.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         torch.manual_seed(hash((config.seed, epoch, RANK)))  # a resumed run draws the same crops
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
@@ -259,7 +262,7 @@ def evaluate_weights(config: Config) -> None:
     check_image_size(config)
     images = find_images(config)
     network = build_network(config, start, images.classes)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
 
     result = evaluate(config, network, validation_loader(config, images.val, device), device)
     print_once(
@@ -313,14 +316,15 @@ def average_statistics(network: nn.Module) -> None:
             buffer /= WORLD_SIZE
 
 
-def training_loader(config: Config, images: Dataset[Any], device: torch.device) -> DataLoader[Any]:
-    """Return the training images in full batches, shuffled anew in each epoch."""
+def training_loader(
+    config: Config, images: Dataset[Any], sampler: DistributedSampler[Any], device: torch.device
+) -> DataLoader[Any]:
+    """Return the training images in full batches, in the order of the sampler."""
     if len(images) < config.batch_size:
         sys.exit(
             f"error: {len(images)} training images do not fill a batch of "
             f"{config.batch_size}: choose a smaller --batch-size"
         )
-    sampler = DistributedSampler(images, WORLD_SIZE, RANK, seed=config.seed, drop_last=True)
     return DataLoader(
         images,
         batch_size=config.batch_size // WORLD_SIZE,

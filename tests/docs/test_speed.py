@@ -25,7 +25,7 @@ def test_each_figure_of_the_answer_is_that_of_a_row(column, model):
 
 @pytest.mark.parametrize("name", ["compiled", "in_int8"])
 def test_the_page_has_the_lines_that_are_timed(name):
-    for package in ("click", "pandas", "lightning_fabric", "matplotlib", "tqdm"):
+    for package in ("tyro", "pandas", "matplotlib", "tqdm"):
         pytest.importorskip(package)
     from examples import benchmark
 
