@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from tqdm import tqdm
 
@@ -124,7 +123,7 @@ def train(config: Config) -> None:
     network = build_network(config, start, images.classes)
     network.to(device).to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    optimizer = SGD(
+    optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.lr,  # set anew before each step
         momentum=0.9,
