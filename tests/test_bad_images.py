@@ -36,7 +36,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("how", CALLS)
-def test_bad_images_raise(name, model, how):
+def test_invalid_images_raise(name, model, how):
     torch.compiler.reset()
     network = CALLS[how](model)
     bad = {**BAD, "too low": TOO_LOW, "too narrow": TOO_NARROW} if name == "alexnet" else BAD

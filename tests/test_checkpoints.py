@@ -1,10 +1,6 @@
-"""`from_state_dict` takes the checkpoints of others and its own, and refuses what does not fit."""
+"""`from_state_dict` loads checkpoints of this project, torchvision and timm, and refuses others."""
 
 from __future__ import annotations
-
-import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ from tests.oracle import MODELS, deviation, oracle
 
 @pytest.mark.parametrize("num_classes, in_channels", [(1000, 3), (7, 1)])
 @pytest.mark.parametrize("origin", ["torchvision alexnet", "torchvision resnet18", "timm resnet18"])
-def test_checkpoints_of_torchvision_timm_and_this_project(origin, num_classes, in_channels):
+def test_checkpoints_of_torchvision_timm_and_this_project_load(origin, num_classes, in_channels):
     library, name = origin.split()
     theirs = oracle(name, num_classes=num_classes)
     if in_channels == 1:
@@ -37,7 +33,7 @@ def test_checkpoints_of_torchvision_timm_and_this_project(origin, num_classes, i
         assert torch.equal(again.eval()(images), ours(images))
 
 
-def test_checkpoints_that_count_no_batches():
+def test_checkpoints_without_batch_counters_load():
     """Those of PyTorch before 0.4.1, torchvision's own among them."""
     state_dict = oracle("resnet18").state_dict()
     old = {key: state_dict[key] for key in state_dict if not key.endswith("batches_tracked")}
@@ -47,7 +43,7 @@ def test_checkpoints_that_count_no_batches():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_network_is_float32_and_contiguous_whatever_the_checkpoint_is(name, dtype):
+def test_network_is_float32_and_contiguous_for_any_checkpoint(name, dtype):
     theirs = oracle(name, num_classes=5).to(dtype=dtype, memory_format=torch.channels_last)
     for parameter in MODELS[name].from_state_dict(theirs.state_dict()).parameters():
         assert parameter.dtype == torch.float32
@@ -55,7 +51,7 @@ def test_the_network_is_float32_and_contiguous_whatever_the_checkpoint_is(name, 
         assert parameter.requires_grad
 
 
-def test_every_tensor_has_memory_of_its_own(name, model):
+def test_network_shares_no_memory_with_the_checkpoint(name, model):
     checkpoint = model.state_dict()
     tensors = [
         *checkpoint.values(),
@@ -69,52 +65,22 @@ def test_every_tensor_has_memory_of_its_own(name, model):
     [
         (lambda d: d.pop("conv1.weight"), "conv1.weight"),
         (lambda d: d.pop("fc3.bias" if "fc3.bias" in d else "fc.bias"), r"fc3?\.bias"),
-        (lambda d: d.update(extra=torch.zeros(2)), "extra"),
+        (lambda d: d.update(extra=torch.zeros(2)), '"extra"'),
+        (lambda d: d.update({"fc4.weight": torch.zeros(2)}), '"fc4.weight"'),
         (lambda d: d.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}), "conv1.weight"),
         (lambda d: d.update({"conv1.weight": torch.zeros(64, 4, 5, 5)}), "conv1.weight"),
         (lambda d: d.update({"conv1.bias": [1.0]}), "conv1.bias"),
         (lambda d: d.clear(), r"fc3?\.weight"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_raises_and_names_a_tensor(name, model, change, named):
+def test_checkpoint_that_does_not_fit_raises_and_names_a_tensor(name, model, change, named):
     checkpoint = dict(model.state_dict())
     change(checkpoint)
     with pytest.raises((KeyError, RuntimeError), match=named):
         MODELS[name].from_state_dict(checkpoint)
 
 
-def test_the_checkpoint_of_the_other_network_raises_and_names_a_tensor(name, model):
+def test_checkpoint_of_the_other_network_raises_and_names_a_tensor(name, model):
     other = next(MODELS[other] for other in MODELS if other != name)
     with pytest.raises(KeyError, match=r"fc3?\.weight"):
         other.from_state_dict(model.state_dict())
-
-
-def saved_whole(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_whole]
-)
-def test_a_duplicate_is_equal_and_shares_nothing(model, duplicate):
-    images = torch.randn(2, 3, 64, 64)
-    expected, other = model(images), duplicate(model)
-    assert torch.equal(other(images), expected)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    assert torch.equal(model(images), expected)
-
-
-def test_a_network_built_on_meta_takes_a_checkpoint(name, model):
-    with torch.device("meta"):
-        materialized, assigned = MODELS[name](), MODELS[name]()
-    assert all(tensor.is_meta for tensor in assigned.state_dict().values())
-    materialized.to_empty(device="cpu").load_state_dict(model.state_dict())
-    assigned.load_state_dict(model.state_dict(), assign=True)
-    images = torch.randn(2, 3, 64, 64)
-    for other in (materialized, assigned):
-        assert torch.equal(other.eval()(images), model(images))

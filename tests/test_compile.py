@@ -20,7 +20,7 @@ def _nothing_compiled_before():
     torch.compiler.reset()
 
 
-def test_batch_sizes_share_one_graph(model):
+def test_dynamic_compilation_makes_one_graph_for_all_batch_sizes(model):
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for batch_size in (4, 2, 7, 15):  # PyTorch itself compiles anew for 1 and above 15
@@ -63,7 +63,7 @@ def pickled(model):
     ],
     ids=["fx", "fx, pickled", "jit.script", "jit.trace"],
 )
-def test_a_traced_network_computes_the_same(model, trace):
+def test_traced_network_computes_the_same(model, trace):
     traced = trace(model)
     for height, width in ((64, 64), (80, 100)):
         images = torch.randn(2, 3, height, width)

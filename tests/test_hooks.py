@@ -1,4 +1,4 @@
-"""Hooks on every module capture true values: what Grad-CAM and attribution libraries stand on."""
+"""Forward and backward hooks, which Grad-CAM and attribution libraries need."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ import copy
 
 import torch
 
+from resnet18 import ResNet18
 from tests.oracle import deviation
 
+# The modules of torchvision's networks that return the same, one for each call of a module of ours.
+COUNTERPARTS = {
+    "alexnet": {
+        "": [""],
+        "conv1": ["features.0"],
+        "conv2": ["features.3"],
+        "conv3": ["features.6"],
+        "conv4": ["features.8"],
+        "conv5": ["features.10"],
+        "pool": ["features.2", "features.5", "features.12"],
+        "fc1": ["classifier.1"],
+        "fc2": ["classifier.4"],
+        "fc3": ["classifier.6"],
+    },
+    "resnet18": {
+        key: [key.replace("shortcut", "downsample")]
+        for key, module in ResNet18().named_modules()
+        if not key.endswith("shortcut") or len(module) > 0  # an empty one is the identity
+    },
+}
 
-def test_captured_activations_stay_as_the_module_returned_them(model):
+
+def test_hooked_activations_are_not_overwritten(model):
     model, captured = copy.deepcopy(model), []
     for key, module in model.named_modules():
         module.register_forward_hook(
@@ -22,27 +44,36 @@ def test_captured_activations_stay_as_the_module_returned_them(model):
     assert [key for key, tensor, value in captured if not torch.equal(tensor, value)] == []
 
 
-def test_captured_activations_equal_torchvision(name, model, expected_model):
-    """Where a layer is followed by ReLU in place, torchvision's own hooks capture ReLU's output."""
-    pairs = {
-        "alexnet": {"conv1": "features.0", "conv3": "features.6", "fc3": "classifier.6"},
-        "resnet18": {"bn1": "bn1", "layer1": "layer1", "layer4.0": "layer4.0", "fc": "fc"},
-    }[name]
-    images, captured = torch.randn(2, 3, 64, 64), []
-    for network, keys in (model, pairs.keys()), (expected_model, pairs.values()):
-        network, outputs = copy.deepcopy(network), []
-        captured.append(outputs)
-        for key in keys:
-            network.get_submodule(key).register_forward_hook(
-                lambda module, args, output, outputs=outputs: outputs.append(output.clone())
+def outputs_of_modules(network, images) -> dict[str, list[torch.Tensor]]:
+    """Return what each module returns, in the order of its calls."""
+    network, outputs = copy.deepcopy(network), {}
+    for key, module in network.named_modules():
+        module.register_forward_hook(
+            lambda module, args, output, key=key: outputs.setdefault(key, []).append(
+                output.clone()  # torchvision's ReLU changes it in place
             )
-        network(images)
-    assert len(captured[0]) == len(pairs)
-    for actual, expected in zip(*captured):
-        assert deviation(actual, expected) <= 1e-5
+        )
+    network(images)
+    return outputs
 
 
-def test_full_backward_hooks_on_every_module_capture_the_gradients(model):
+def test_every_module_returns_what_torchvisions_counterpart_returns(name, model, expected_model):
+    images = torch.randn(2, 3, 64, 64)
+    outputs = outputs_of_modules(model, images)
+    expected = outputs_of_modules(expected_model, images)
+    for key, counterparts in COUNTERPARTS[name].items():
+        assert len(outputs[key]) == len(counterparts), key
+        for output, counterpart in zip(outputs[key], counterparts):
+            assert deviation(output, *expected[counterpart]) <= 1e-5, (key, counterpart)
+
+
+def test_every_module_but_dropout_and_the_identity_has_a_counterpart(name, model):
+    without = {key for key, _ in model.named_modules()} - COUNTERPARTS[name].keys()
+    identities = {f"layer{index}.1.shortcut" for index in (1, 2, 3, 4)} | {"layer1.0.shortcut"}
+    assert without == ({"dropout"} if name == "alexnet" else identities)
+
+
+def test_backward_hooks_on_every_module_get_the_gradients(model):
     model, outputs, captured = copy.deepcopy(model).double(), [], {}
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
 

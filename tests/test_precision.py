@@ -16,7 +16,7 @@ ROUNDING = {torch.float64: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_pure_precision(model, dtype, device):
+def test_logits_in_another_precision_differ_by_rounding_only(model, dtype, device):
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         logits = copy.deepcopy(model).to(device, dtype)(images.to(device, dtype)).cpu()
@@ -25,7 +25,7 @@ def test_pure_precision(model, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast(model, dtype, device):
+def test_logits_under_autocast_differ_by_rounding_only(model, dtype, device):
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad(), torch.autocast(device, dtype=dtype):
         logits = copy.deepcopy(model).to(device)(images.to(device)).cpu()
@@ -34,7 +34,7 @@ def test_autocast(model, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_autocast_trains_float32_weights(model, device):
+def test_autocast_gives_float32_gradients(model, device):
     model, images = copy.deepcopy(model).to(device), torch.randn(4, 3, 64, 64, device=device)
     gradients = []
     for enabled in (False, True):
@@ -55,7 +55,7 @@ def test_channels_last_computes_the_same(model):
 
 
 @CUDA
-def test_a_model_moves_to_cuda_and_back(name, model, tmp_path):
+def test_model_moves_to_cuda_and_back(name, model, tmp_path):
     images, moved = torch.randn(4, 3, 64, 64), copy.deepcopy(model).cuda()
     assert deviation(moved(images.cuda()).cpu(), model(images)) <= 1e-3
     torch.save(moved.state_dict(), tmp_path / "cuda.pth")

@@ -31,7 +31,7 @@ def expected_output(name: str, device: str) -> str:
     )
 
 
-def test_a_script_prints_its_summary_and_a_forward_pass(script, name):
+def test_script_prints_the_summary_and_a_forward_pass(script, name):
     command = [sys.executable, "-I", script.name]  # apart from this repository
     result = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,13 +39,13 @@ def test_a_script_prints_its_summary_and_a_forward_pass(script, name):
     assert result.stdout == expected_output(name, device)
 
 
-def test_a_script_takes_any_device(script, name, monkeypatch, capsys):
+def test_script_runs_on_any_device(script, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(script), "--device", "meta"])
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out == expected_output(name, "meta")
 
 
-def test_a_device_that_is_not_there_is_an_error(script):
+def test_unknown_device_is_an_error(script):
     command = [sys.executable, script.name, "--device", "nonsense"]
     result = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
     assert result.returncode != 0
@@ -53,7 +53,7 @@ def test_a_device_that_is_not_there_is_an_error(script):
     assert "nonsense" in result.stderr
 
 
-def test_a_script_needs_torch_alone(script):
+def test_script_imports_only_torch_and_the_standard_library(script):
     lines = script.read_text(encoding="utf-8").splitlines()
     imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
     modules = {module.split(".")[0] for module in imports}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("tyro")  # of the requirements of the examples
+
 COUNT_PAGES = """
 import resource, torch
 from examples.memory import reuse_memory
