@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet18 import BasicBlock
@@ -28,40 +29,40 @@ def table(after: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def figure(after: str) -> list[list[str]]:
-    """Return the labels of each path through a Mermaid figure."""
-    paths = block(after, "mermaid").splitlines()[1:]
-    return [
-        [re.sub(r"\w+[\[(]+|[\])]", "", node.strip()) for node in p.split("-->")] for p in paths
-    ]
-
-
-def test_the_snippet_prints_what_is_shown(tmp_path, monkeypatch, capsys):
+def test_snippet_prints_the_three_likeliest_classes(tmp_path, monkeypatch, capsys):
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    torch.save(oracle("resnet18").state_dict(), cache / "resnet18-f37072fd.pth")
+    theirs = oracle("resnet18").eval()
+    torch.save(theirs.state_dict(), cache / Path(weights.url).name)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    exec(block("official weights", "python"), {})
-    assert capsys.readouterr().out == block("official weights", "text")
+    monkeypatch.chdir(tmp_path)
+    photograph = Image.effect_noise((320, 240), 90).convert("RGB")
+    photograph.save("photo.jpg")
+
+    exec(block("official ImageNet weights", "python"), {})
+
+    with Image.open("photo.jpg") as image, torch.inference_mode():
+        likeliest = theirs(weights.transforms()(image)[None])[0].topk(3).indices
+    expected = [weights.meta["categories"][index] for index in likeliest]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("%  ")[1] for line in lines] == expected
 
 
-def test_the_figures_show_the_layers_in_the_order_of_the_forward_pass(name):
-    model, called = MODELS[name](), []
-    for key, module in model.named_children():
-        module.register_forward_hook(lambda _, __, ___, key=key: called.append(key))
-    model.eval()(torch.zeros(1, 3, 64, 64))
-    first, *rest = figure(HEADINGS[name])
-    labels = first + [label for path in rest for label in path[1:]]
-    assert labels == ["images", *called, "logits"]
+def test_figures_name_every_module(name):
+    drawing = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
+    for module, _ in MODELS[name]().named_children():
+        assert f">{module}</text>" in drawing, module
 
 
-def test_the_figure_of_the_block_shows_its_layers():
-    main, around = figure("Each of the four layers")
-    layers = [label for label in main[1:-1] + around[1:-1] if label not in ("ReLU", "+")]
-    assert layers == [key for key, _ in BasicBlock(64, 64).named_children()]
+def test_figure_of_the_block_names_every_module():
+    drawing = (ROOT / "docs" / "block.svg").read_text(encoding="utf-8")
+    for module, _ in BasicBlock(64, 128, stride=2).named_modules():
+        if module not in ("", "shortcut"):
+            assert f">{module}</text>" in drawing, module
 
 
-def test_every_number_of_the_tables_of_layers(name):
+def test_tables_of_layers_have_the_numbers_of_the_networks(name):
     model, shapes = MODELS[name]().eval(), {}
     for key, module in model.named_children():
         module.register_forward_hook(lambda _, __, x, key=key: shapes.update({key: x.shape[1:]}))
@@ -88,14 +89,14 @@ def test_every_number_of_the_tables_of_layers(name):
     assert f"{counter.get_total_flops() / 2e6:,.1f}" == multiply_adds
 
 
-def test_the_accuracies_are_those_of_the_official_weights():
+def test_accuracies_are_those_that_torchvision_publishes():
     for network, top1, top5 in table("### Accuracy"):
         weights = torchvision.models.get_model_weights(network.lower().replace("-", ""))
         metrics = weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
-        assert (top1, top5) == (f"{metrics['acc@1']:.3f} %", f"{metrics['acc@5']:.3f} %")
+        assert (top1, top5) == (f"{metrics['acc@1']:.3f}%", f"{metrics['acc@5']:.3f}%")
 
 
-def test_every_link_to_a_file_leads_somewhere():
+def test_links_to_files_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         links = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8"))
         assert [link for link in links if not (page.parent / link).exists()] == []
