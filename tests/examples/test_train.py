@@ -170,7 +170,7 @@ def test_learning_rate_rises_falls_and_ends_near_zero_for_any_number_of_steps():
         pytest.param("alexnet", (), 1, marks=pytest.mark.slow),
         pytest.param("resnet18", TORCHRUN, 1, marks=pytest.mark.slow),
     ],
-    ids=["resnet18 in its first epoch", "resnet18", "alexnet", "two processes"],
+    ids=["resnet18 in its first epoch", "resnet18", "alexnet", "two_processes"],
 )
 def test_resume_after_sigkill_is_bit_identical(
     model, launcher, finished_epochs, finished, digits, tmp_path
