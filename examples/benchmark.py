@@ -426,7 +426,7 @@ def silence_compilers() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = complete(tyro.cli(Config, args=arguments))
+    config = complete(tyro.cli(Config, prog="python -m examples.benchmark", args=arguments))
     silence_compilers()
     reuse_memory()  # for all rows alike
 

@@ -206,7 +206,12 @@ def predict(config: Config) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(Config, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    config = tyro.cli(
+        Config,
+        prog="python -m examples.predict",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     check_options(config)
     reuse_memory()
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -56,7 +56,7 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 class Config:
     """Train, fine-tune or evaluate AlexNet or ResNet-18."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """Folder that holds train/<class>/ and val/<class>/, or cifar10, which is downloaded."""
     model: Literal["alexnet", "resnet18"] | None = None
     """Network. Default: that of --weights, else resnet18."""
@@ -567,7 +567,12 @@ def describe_epoch(config: Config, row: dict[str, float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(Config, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    config = tyro.cli(
+        Config,
+        prog="python -m examples.train",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     check_options(config)
     reuse_memory()
     try:
