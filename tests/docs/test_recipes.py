@@ -482,6 +482,14 @@ def test_an_int8_network_agrees_on_images_that_it_was_not_calibrated_on(run, nam
     assert deviation(int8, float32) <= 0.1
 
 
+@pytest.mark.parametrize("heading, tolerance", [("OpenVINO", 1e-4), ("OpenVINO, int8", 0.3)])
+def test_openvino_gives_the_logits(run, name, expected, heading, tolerance):
+    for package in ("openvino", *(["nncf"] if "int8" in heading else [])):
+        pytest.importorskip(package)
+    names = run(heading)
+    assert deviation(names["logits"], expected(names["images"])) <= tolerance
+
+
 @pytest.mark.slow
 def test_a_saved_network_starts_in_another_process_without_compiling(run, name, tmp_path):
     pytest.importorskip("torchao")
