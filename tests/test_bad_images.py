@@ -35,7 +35,10 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize(
+    "how",
+    ["plain", *(pytest.param(how, marks=pytest.mark.extended) for how in CALLS if how != "plain")],
+)
 def test_invalid_images_raise(name, model, how):
     torch.compiler.reset()
     network = CALLS[how](model)

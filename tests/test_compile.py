@@ -29,7 +29,13 @@ def test_dynamic_compilation_makes_one_graph_for_all_batch_sizes(model):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("aot_eager", marks=pytest.mark.extended),
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_logits_and_gradients_equal_eager(name, model, backend):
     models = [copy.deepcopy(model).double().train() for _ in range(2)]  # so that no ReLU flips
     if name == "alexnet":

@@ -11,7 +11,7 @@ check() { # an interpreter and what to install
     "$environment/bin/python" -m pip install --quiet "${@:2}"
     "$environment/bin/python" -c 'import platform, torch, torchvision
 print("Python", platform.python_version(), "torch", torch.__version__, "torchvision", torchvision.__version__)'
-    "$environment/bin/python" -m pytest -q -p no:cacheprovider --ignore tests/examples
+    "$environment/bin/python" -m pytest -q -m 'not slow' -p no:cacheprovider --ignore tests/examples
 }
 
 # shellcheck disable=SC2046  # a requirement is one word

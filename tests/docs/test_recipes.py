@@ -26,6 +26,8 @@ from torch import nn
 
 from tests.oracle import MODELS, deviation
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
