@@ -1,13 +1,14 @@
-"""AlexNet on one device. With the same weights, its logits and gradients equal torchvision's.
+"""AlexNet. With the same weights and dropout off, its logits and gradients equal torchvision's.
 
 [2012] Krizhevsky, Sutskever, Hinton. ImageNet Classification with Deep Convolutional Neural
        Networks. https://papers.nips.cc/paper/4824
 [2014] Krizhevsky. One weird trick for parallelizing convolutional neural networks.
        https://arxiv.org/abs/1404.5997
 
-[2012] splits the network over two GPUs. This is the single tower of [2014], except conv4: the paper
-says 384 filters (page 5, footnote 1), its author's configuration 256 (cuda-convnet2,
-layers-imagenet-1gpu.cfg). As in torchvision, there is no response normalization ([2012], 3.3).
+[2012] splits the network over two GPUs. This file implements the single tower of [2014] with 256
+filters in conv4. The paper says 384 (page 5, footnote 1), but its author's published configuration
+has 256 (cuda-convnet2, layers-imagenet-1gpu.cfg). As in torchvision, there is no response
+normalization ([2012], 3.3).
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class AlexNet(nn.Module):
         self.fc3 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-        # Variance 1 / fan_in. With less, as in PyTorch's default or N(0, 0.01) ([2012], section 5),
-        # the logits of all images start nearly equal. With 2 / fan_in the loss starts far too high.
+        # Variance 1 / fan_in. With a smaller one (PyTorch's default, or N(0, 0.01) in [2012],
+        # section 5), the initial logits are nearly the same for all images. With 2 / fan_in the
+        # loss starts far too high.
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
@@ -74,7 +76,7 @@ class AlexNet(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> AlexNet:
-        """Build the network from a checkpoint with this file's or torchvision's parameter names.
+        """Build the network from a state_dict with this file's or torchvision's parameter names.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.

@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, H / stride, W / stride)
         out = self.bn2(self.conv2(out))  # (N, out_channels, H / stride, W / stride)
         return F.relu(out + self.shortcut(x))  # F(x) + x ([2015a], equations 1 and 2)
@@ -60,8 +60,8 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512, num_classes)
 
-        # Keeps the variance of the gradients from layer to layer ([2015b], 2.2). As in torchvision:
-        # the same seed gives the same initial weights.
+        # This keeps the variance of the gradients equal from layer to layer ([2015b], 2.2).
+        # torchvision does the same, so the same seed gives the same initial weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -83,16 +83,15 @@ class ResNet18(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> ResNet18:
-        """Build the network from a checkpoint with this file's or torchvision's parameter names.
+        """Build the network from a state_dict with the names of this file, torchvision or timm.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():
-            weights[name.replace("downsample", "shortcut")] = (
-                tensor  # torchvision's and timm's name
-            )
+            name = name.replace("downsample", "shortcut")  # torchvision's and timm's name
+            weights[name] = tensor
 
         model = cls(
             num_classes=weights["fc.weight"].shape[0],

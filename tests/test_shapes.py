@@ -40,6 +40,33 @@ LAYERS = {
     ],
 }
 
+# The modules of each network, in the order of its summary.
+MODULES = {
+    "alexnet": [
+        "conv1",
+        "conv2",
+        "conv3",
+        "conv4",
+        "conv5",
+        "pool",
+        "fc1",
+        "fc2",
+        "fc3",
+        "dropout",
+    ],
+    "resnet18": [
+        "conv1",
+        "bn1",
+        "maxpool",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+        "avgpool",
+        "fc",
+    ],
+}
+
 SIZES = {
     "alexnet": [(63, 63), (64, 95), (227, 227), (320, 101)],
     "resnet18": [(1, 1), (32, 32), (33, 57), (320, 101)],
@@ -87,6 +114,10 @@ def test_every_layer_returns_the_shape_that_the_file_says(name):
             )
     model(torch.randn(1, 3, 224, 224))
     assert [call for call, _ in itertools.groupby(calls)] == LAYERS[name]
+
+
+def test_modules_are_listed_in_the_order_of_the_specification(name):
+    assert [child for child, _ in MODELS[name]().named_children()] == MODULES[name]
 
 
 def test_summary_is_that_of_the_specification(name):
