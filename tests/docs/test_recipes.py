@@ -492,6 +492,14 @@ def test_openvino_gives_the_logits(run, name, expected, heading, tolerance):
     assert deviation(names["logits"], expected(names["images"])) <= tolerance
 
 
+def test_onnx_runtime_gives_the_logits(run, expected):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    names = run("ONNX Runtime")
+    assert deviation(names["logits"], expected(names["images"])) <= 1e-4
+    assert deviation(names["rough_logits"], expected(names["images"])) <= 0.3
+
+
 @pytest.mark.slow
 def test_a_saved_network_starts_in_another_process_without_compiling(run, name, tmp_path):
     pytest.importorskip("torchao")
