@@ -1,6 +1,8 @@
 """What `python -m examples.train` promises, on real images: scikit-learn's handwritten digits."""
 
+import hashlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 for package in ("tyro", "pandas", "matplotlib", "tqdm"):
     pytest.importorskip(package)
@@ -44,6 +47,29 @@ def write_digits(folder: Path, digits: str) -> Path:
 def digits(tmp_path_factory) -> Path:
     """Images of three classes: 84 to train on, 33 to validate on."""
     return write_digits(tmp_path_factory.mktemp("digits"), "013")
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch) -> None:
+    """CIFAR-10 as torchvision leaves it in data/, cut to 40 training and 20 validation images."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def store(name: str, content: dict) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(count: int) -> dict:
+        pixels = torch.randint(256, (count, 3 * 32 * 32), dtype=torch.uint8)
+        return {"data": pixels.numpy(), "labels": [index % 10 for index in range(count)]}
+
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+    _, checksum = store("batches.meta", {"label_names": names})
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": checksum}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "train_list", [store("data_batch_1", batch(40))])
+    monkeypatch.setattr(CIFAR10, "test_list", [store("test_batch", batch(20))])
 
 
 @pytest.fixture
@@ -147,6 +173,22 @@ def test_evaluate_reads_nothing_but_val(finished, data, tmp_path):
     result = call(main, data, "--weights", finished / "last.ckpt", "--evaluate")
     assert result.status == 0, result
     assert "33 images" in result.stdout
+
+
+def test_cifar10_is_trained_on_and_evaluated(cifar10):
+    small = ("--image-size", 32, "--batch-size", 8, "--epochs", 1)
+    trained = call(main, "cifar10", *small)
+    assert "40 training and 20 validation images of 10 classes" in trained.stdout, trained
+    assert load_file("run/model.pt").classes[:2] == ["airplane", "automobile"]
+
+    evaluated = call(main, "cifar10", "--weights", "run/model.pt", "--evaluate")
+    assert evaluated.stdout.endswith("20 images\n"), evaluated
+
+
+def test_cifar10_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    assert "cannot download CIFAR-10" in refusal(main, "cifar10")
 
 
 def test_learning_rate_rises_falls_and_ends_near_zero_for_any_number_of_steps():
