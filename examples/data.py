@@ -1,4 +1,4 @@
-"""The data sets: a folder of images for each class, or CIFAR-10."""
+"""Data sets: folders of images, one for each class, or CIFAR-10."""
 
 import sys
 import zlib
@@ -12,30 +12,41 @@ from torchvision.datasets import CIFAR10
 
 from examples.images import ImageError, LabeledImages, train_transform, val_transform
 
-CIFAR10_FOLDER = "data"
+CIFAR10_FOLDER = "data"  # in the current folder
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a run."""
+    """The training and validation images of a run.
 
-    train: Dataset[Any] | None  # None: only to evaluate
+    Attributes:
+        train: the training images, or None if they were not asked for.
+        val: the validation images.
+        classes: the names of the classes; a label is an index into this list.
+        ignored: the number of files that are not images.
+        description: differs for different images, to detect changes when a run is resumed.
+    """
+
+    train: Dataset[Any] | None
     val: Dataset[Any]
     classes: list[str]
-    ignored: int  # files that are not images
-    description: str  # tells other images apart when a run is resumed
+    ignored: int
+    description: str
 
 
 def load_images(data: str, image_size: int, val_only: bool) -> Images:
-    """Return the images to train on, randomly cropped, and those to validate on.
+    """Return the training images, randomly cropped, and the validation images, center-cropped.
+
+    Each item is an image, uint8 (3, image_size, image_size), and its label.
 
     Args:
-        data: a folder that holds train/<class>/ and val/<class>/, or "cifar10".
+        data: a folder with train/<class>/ and val/<class>/, or "cifar10", which must have been
+            downloaded.
         image_size: height and width of the images in pixels.
-        val_only: whether to read the validation images only.
+        val_only: whether to leave out the training images.
 
     Raises:
-        ImageError: a folder is missing or holds no images.
+        ImageError: a folder is missing or has no images, or train/ and val/ have different classes.
     """
     if data == "cifar10":
         train = CIFAR10(CIFAR10_FOLDER, train=True, transform=train_transform(image_size))
@@ -61,13 +72,13 @@ def load_images(data: str, image_size: int, val_only: bool) -> Images:
 
 
 def checksum(folder: Path, *splits: LabeledImages) -> str:
-    """Return a checksum of the names of all images."""
+    """Return a checksum of the paths of all images, relative to the folder."""
     names = [str(path.relative_to(folder)) for split in splits for path, _ in split.samples]
     return f"{zlib.crc32(repr(names).encode(errors='surrogateescape')):08x}"
 
 
 def download_cifar10() -> None:
-    """Download CIFAR-10, unless it is there."""
+    """Download CIFAR-10 unless it is already there. Exit with an error message on failure."""
     try:
         CIFAR10(CIFAR10_FOLDER, download=True)
     except (OSError, RuntimeError) as error:
@@ -75,7 +86,11 @@ def download_cifar10() -> None:
 
 
 def collate(samples: list[tuple[Tensor | ImageError, int]]) -> Any:
-    """Stack images and labels. The error of a damaged image takes the place of its batch."""
+    """Stack images to (N, 3, H, W) and labels to (N,).
+
+    If an image could not be read, return its `ImageError` instead of the batch. If a DataLoader
+    worker raised the error, a traceback would be added to its message.
+    """
     for image, _ in samples:
         if isinstance(image, ImageError):
             return image

@@ -6,7 +6,10 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `name`; stop with one line where PyTorch finds no such device."""
+    """Return the PyTorch device called `name`, such as "cpu" or "cuda:1".
+
+    Exit with a one-line error message if PyTorch cannot use it.
+    """
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, ImportError, RuntimeError) as error:

@@ -1,7 +1,7 @@
-"""Ways to run a network fast, one function each. docs/speed.md says what each of them gains.
+"""Ways to run a network faster, one function each. docs/speed.md has the speedup of each.
 
-`network` is in evaluation mode, `images` are normalized float32 (N, 3, H, W). What calibrates
-int8 should be some hundred images of those that the network will see.
+In all functions, `network` is in evaluation mode, and `images` are normalized float32
+(N, 3, H, W). To calibrate int8, pass a few hundred images like those that the network will see.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ if TYPE_CHECKING:
 Network = Callable[[Tensor], Tensor]
 
 
-# What the processor can do
+# Instructions of the processor
 
 
 def capabilities() -> dict[str, Any]:
-    """Return the instructions that the processor has, as far as this version of PyTorch knows."""
+    """Return the processor's instruction sets by name, as far as this version of PyTorch knows."""
     if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.4
         return {}
     return dict(torch.cpu.get_capabilities())
 
 
 def has_bfloat16() -> bool:
-    """Return whether the processor multiplies in bfloat16. Others are slower than in float32."""
+    """Return whether the processor has bfloat16 instructions.
+
+    Without them, bfloat16 is slower than float32.
+    """
     found = capabilities()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def has_vnni() -> bool:
-    """Return whether the processor adds products of int8 in 32 bits.
+    """Return whether the processor has VNNI or Arm's dot product: int8 products summed in 32 bits.
 
-    Others add pairs of them in 16 bits, which overflows unless one factor has 7 bits only.
+    Other processors sum pairs of int8 products in 16 bits. The sum can overflow, unless the weights
+    or the activations are limited to 7 bits.
     """
     found = capabilities()
     return any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "dot"))
@@ -50,17 +54,26 @@ def has_vnni() -> bool:
 
 
 def channels_last(network: nn.Module) -> Network:
-    """Store the weights as convolutions read them. The logits stay the same."""
+    """Convert the weights, in place, to the memory format in which convolutions are fastest.
+
+    The logits stay the same.
+    """
     return network.to(memory_format=torch.channels_last)
 
 
 def compiled(network: nn.Module, autotune: bool = False) -> Network:
-    """Compile the network, for inference only. Each batch size is compiled at its first call.
+    """Convert the network to channels-last, in place, and compile it for inference.
 
-    `autotune` times several kernels for each matrix product: AlexNet becomes up to 1.3 times as
-    fast, and takes four times as long to compile; ResNet-18 gains nothing on a CPU.
+    The first call with a new batch size compiles.
+
+    Args:
+        network: the network to compile.
+        autotune: whether to time several kernels for each matrix product and keep the fastest.
+            AlexNet becomes up to 1.3 times faster, but takes four times as long to compile. On a
+            CPU, ResNet-18 gains nothing.
     """
-    torch._inductor.config.freezing = True  # bakes in the weights, and folds batch norm into them
+    # Freezing makes the weights constants, and folds batch norm into the convolutions.
+    torch._inductor.config.freezing = True
     network = network.to(memory_format=torch.channels_last)
     mode = "max-autotune" if autotune else "default"
     fast: Network = torch.compile(network, mode=mode, dynamic=False)
@@ -68,13 +81,17 @@ def compiled(network: nn.Module, autotune: bool = False) -> Network:
 
 
 def in_bfloat16(network: Network, device: str = "cpu") -> Network:
-    """Run the network's convolutions and matrix products in bfloat16."""
+    """Run the network under autocast: its convolutions and matrix products are in bfloat16."""
     fast: Network = torch.autocast(device, torch.bfloat16)(network)
     return fast
 
 
 def to_int8(network: nn.Module, images: Tensor) -> nn.Module:
-    """Quantize the network to int8 with torchao, calibrated on the images; compile the result."""
+    """Quantize the network to int8 with torchao, calibrated on the images.
+
+    The result is not compiled: it rounds to int8 but computes in float32, slower than the network.
+    To run it in int8, compile it: see `compiled_int8` and `compile_to_file`.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -87,22 +104,26 @@ def to_int8(network: nn.Module, images: Tensor) -> nn.Module:
     with torch.no_grad():
         program = torch.export.export(network, (images[:2],), dynamic_shapes=(any_batch_size,))
         prepared = prepare_pt2e(program.module(), quantizer)
-        prepared(images)  # calibrates
+        prepared(images)  # records the ranges of the activations
         quantized: nn.Module = convert_pt2e(prepared)
     return quantized
 
 
 def compiled_int8(network: nn.Module, images: Tensor) -> Network:
-    """Quantize the network to int8, calibrated on the images, and compile it."""
-    torch._inductor.config.freezing = True  # without it int8 may be slower than float32
+    """Quantize the network to int8 with torchao, calibrated on the images, and compile it.
+
+    The first call with a new batch size compiles.
+    """
+    torch._inductor.config.freezing = True  # without it, int8 may be slower than float32
     fast: Network = torch.compile(to_int8(network, images), dynamic=False)
     return fast
 
 
 def compile_to_file(network: nn.Module, images: Tensor, file: Path) -> None:
-    """Compile the network for images of this shape, and write it with its weights to a file.
+    """Compile the network for images of this shape, batch size included, and write it to a file.
 
-    `torch._inductor.aoti_load_package(file)` returns it, in a process that compiles nothing.
+    The file contains the weights. Another process loads it with
+    `torch._inductor.aoti_load_package(file)` and does not compile.
     """
     torch._inductor.config.freezing = True
     with torch.no_grad():
@@ -114,7 +135,7 @@ def compile_to_file(network: nn.Module, images: Tensor, file: Path) -> None:
 
 
 def to_openvino(network: nn.Module, images: Tensor) -> openvino.Model:
-    """Convert the network for OpenVINO, for any batch and image size."""
+    """Convert the network to an OpenVINO model for any batch and image size."""
     import openvino
 
     shape = openvino.PartialShape([-1, 3, -1, -1])
@@ -122,7 +143,10 @@ def to_openvino(network: nn.Module, images: Tensor) -> openvino.Model:
 
 
 def to_openvino_int8(network: nn.Module, images: Tensor) -> openvino.Model:
-    """Convert the network for OpenVINO and quantize it to int8 with NNCF."""
+    """Convert the network to an OpenVINO model, and quantize it to int8 with NNCF.
+
+    The images calibrate it.
+    """
     import nncf
     from nncf.quantization.advanced_parameters import OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -132,8 +156,8 @@ def to_openvino_int8(network: nn.Module, images: Tensor) -> openvino.Model:
         nncf.Dataset(torch.split(images, 1), lambda image: image.numpy()),
         subset_size=len(images),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # The default averages the ranges of the images: larger activations are clipped, and
-            # with them single logits by half of the largest.
+            # By default, NNCF averages the ranges of the calibration images and clips larger
+            # activations. Single logits are then off by more than half of the largest.
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             overflow_fix=OverflowFix.DISABLE if has_vnni() else OverflowFix.ENABLE,
         ),
@@ -141,7 +165,12 @@ def to_openvino_int8(network: nn.Module, images: Tensor) -> openvino.Model:
 
 
 def in_openvino(model: openvino.Model | Path, precision: str = "f32") -> Network:
-    """Compile a model or its file for the CPU. `precision` is "bf16" or "f32", also for int8."""
+    """Compile an OpenVINO model, or the file of one, for the CPU.
+
+    Args:
+        model: the model, or the path of its .xml file.
+        precision: "f32" or "bf16". Layers that are quantized to int8 stay in int8.
+    """
     import openvino
 
     config = {
@@ -157,7 +186,7 @@ def in_openvino(model: openvino.Model | Path, precision: str = "f32") -> Network
 
 
 def to_onnx(network: nn.Module, images: Tensor, file: Path) -> Path:
-    """Write the network as ONNX, for any batch size; return the file."""
+    """Write the network to an ONNX file for any batch size. Return the path of the file."""
     torch.onnx.export(
         network,
         (images[:2],),
@@ -171,7 +200,11 @@ def to_onnx(network: nn.Module, images: Tensor, file: Path) -> Path:
 
 
 def to_onnx_int8(file: Path, images: Tensor) -> Path:
-    """Quantize an ONNX file to int8, calibrated on the images; return the new file."""
+    """Quantize the network in an ONNX file to int8, calibrated on the images.
+
+    Returns:
+        The path of the new file, beside the old one.
+    """
     from onnxruntime.quantization import QuantType, quantize_static
 
     batches = ({"images": image.numpy()} for image in torch.split(images, 1))
@@ -181,14 +214,14 @@ def to_onnx_int8(file: Path, images: Tensor) -> Path:
         quantized,
         SimpleNamespace(get_next=lambda: next(batches, None)),
         per_channel=True,
-        activation_type=QuantType.QUInt8,  # twice as fast as signed activations
+        activation_type=QuantType.QUInt8,  # unsigned: twice as fast as signed
         reduce_range=not has_vnni(),
     )
     return quantized
 
 
 def in_onnx_runtime(file: Path) -> Network:
-    """Load an ONNX file into ONNX Runtime, with as many threads as PyTorch has."""
+    """Load an ONNX file into ONNX Runtime, which uses as many threads as PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,16 +1,17 @@
-"""Reuse of freed memory, for the commands in this folder."""
+"""Reuse freed memory, which makes the commands in this folder faster on Linux."""
 
 import contextlib
 import ctypes
 
 
 def reuse_memory() -> None:
-    """Have this process reuse freed memory, where its C library is glibc.
+    """Make this process keep and reuse freed memory. This does nothing without glibc.
 
-    By default glibc returns large tensors to the system, which clears each page of the next one.
+    By default, glibc returns the memory of large tensors to the operating system. The system fills
+    each page with zeros before the next tensor gets it, which takes time.
     """
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    m_trim_threshold, m_mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # the C library is not glibc
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
+        mallopt(m_trim_threshold, -1)  # never return free memory at the end of the heap
+        mallopt(m_mmap_max, 0)  # put large tensors on the heap too

@@ -1,4 +1,4 @@
-"""Classify photographs.
+"""Classify photographs with AlexNet or ResNet-18.
 
 python -m examples.predict photo.jpg
 python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from tyro.conf import Positional, arg
 
 from examples.device import find_device
 from examples.images import ImageError, find_images, normalize, read_image, val_transform
@@ -27,38 +28,50 @@ from examples.weights import Classifier, WeightsError, load_file, load_official
 
 @dataclass(frozen=True)
 class Config:
-    """Print the likeliest classes of each image."""
+    """Print the most likely classes of each image, with their probabilities."""
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, and folders of images."""
-    model: Literal["alexnet", "resnet18"] | None = None
-    """Network. Default: that of --weights, or resnet18."""
-    weights: Path | None = None
-    """File of weights. Default: the official ImageNet weights."""
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
+    ]
+    """Image files and folders of images."""
+    model: Annotated[
+        Literal["alexnet", "resnet18"] | None,
+        arg(
+            metavar="{alexnet,resnet18}",
+            help_behavior_hint="(default: the network in --weights, otherwise resnet18)",
+        ),
+    ] = None
+    """Network to classify with."""
+    weights: Annotated[
+        Path | None,
+        arg(metavar="FILE", help_behavior_hint="(default: the official ImageNet weights)"),
+    ] = None
+    """File with the weights of the network."""
     top: int = 5
-    """Number of classes to print."""
+    """Number of classes to print per image."""
     json: bool = False
-    """Print one JSON object per image."""
+    """Print one JSON object per image, on a line of its own."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Any device of PyTorch."""
+    """PyTorch device, such as cpu, cuda:1 or mps."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the network's convolutions and matrix products."""
+    """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     batch_size: int = 32
-    """Number of images to classify at a time."""
+    """Number of images to classify at once."""
 
 
 def check_options(config: Config) -> None:
-    """Stop with one line where an option has a value that makes no sense."""
+    """Exit with a one-line error message if an option is invalid."""
     if not config.paths:
-        sys.exit("error: give an image or a folder")
+        sys.exit("error: give at least one image or folder")
     if config.top < 1 or config.batch_size < 1:
         sys.exit("error: --top and --batch-size must be at least 1")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that was read; `pixels` is uint8 (3, H, W)."""
+    """An image file and its pixels, uint8 (3, H, W)."""
 
     path: Path
     pixels: Tensor
@@ -66,7 +79,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class, and the probability that a picture shows it."""
+    """A class, and the probability that the picture shows it, from 0 to 1."""
 
     name: str
     index: int
@@ -75,7 +88,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Result:
-    """The likeliest classes of a picture, the likeliest first."""
+    """The most likely classes of a picture, in descending order of probability."""
 
     path: Path
     predictions: list[Prediction]
@@ -93,9 +106,13 @@ class Result:
 
 
 def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], int]:
-    """Return the files, the folders that cannot be used, and the number of files ignored.
+    """Find the files to classify.
 
-    Of a folder only the images are returned; a file that is given itself is never ignored.
+    A path to a file is always kept, whatever its name. A folder is searched for images.
+
+    Returns:
+        The files, an error for each folder that cannot be used, and the number of other files in
+        the folders.
     """
     files: list[Path] = []
     errors: list[ImageError] = []
@@ -119,10 +136,11 @@ def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], i
 def read_batches(
     pool: ThreadPoolExecutor, files: list[Path], size: int, batch_size: int
 ) -> Iterator[list[Picture | ImageError]]:
-    """Yield the files in batches, each as a picture (3, size, size) or as what is wrong with it.
+    """Yield the files in batches: a picture (3, size, size) or an error for each file.
 
-    While the caller works on a batch, the threads of the pool read the next one. Threads are
-    enough, since Pillow decodes and resizes outside of Python's global lock.
+    While the caller classifies a batch, the threads of the pool read the next one. Threads run in
+    parallel here, because Pillow releases Python's global interpreter lock (GIL) while it decodes
+    and resizes an image.
     """
     transform = val_transform(size)
 
@@ -143,7 +161,7 @@ def read_batches(
 def classify(
     network: nn.Module, pictures: list[Picture], device: torch.device, precision: str
 ) -> Tensor:
-    """Return the probabilities (N, num_classes) of the classes, on the CPU."""
+    """Return the probability of each class, float32 (N, num_classes), on the CPU."""
     dtype = getattr(torch, precision)
     images = torch.stack([picture.pixels for picture in pictures])
     images = images.to(device, memory_format=torch.channels_last)
@@ -153,8 +171,8 @@ def classify(
     return probabilities.cpu()
 
 
-def likeliest(probabilities: Tensor, classes: list[str], top: int) -> list[Prediction]:
-    """Return the `top` classes with the highest probabilities (num_classes,)."""
+def most_likely(probabilities: Tensor, classes: list[str], top: int) -> list[Prediction]:
+    """Return the `top` classes of one picture whose probabilities (num_classes,) are highest."""
     values, indices = probabilities.topk(min(top, len(classes)))
     return [
         Prediction(classes[index], index, value)
@@ -163,27 +181,28 @@ def likeliest(probabilities: Tensor, classes: list[str], top: int) -> list[Predi
 
 
 def load_classifier(config: Config) -> Classifier:
-    """Return the network that the options name, with its weights and classes."""
+    """Return the network that the options select, with its weights and class names."""
     if config.weights is None:
         return load_official(config.model or "resnet18")
     return load_file(config.weights, config.model)
 
 
-def report(errors: list[ImageError]) -> None:
-    """Print what is wrong with files or folders."""
+def print_errors(errors: list[ImageError]) -> None:
+    """Print one line on standard error for each file or folder that cannot be used."""
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 
 
 def predict(config: Config) -> bool:
-    """Print the result of each file as it comes; return whether all files were classified."""
+    """Print the result of each file, batch by batch. Return whether all files were classified."""
     device = find_device(config.device)
     classifier = load_classifier(config)
-    network = fuse(classifier.network.eval()).to(device).to(memory_format=torch.channels_last)
+    network = fuse(classifier.network.eval())  # faster: folds batch norm into the convolutions
+    network.to(device).to(memory_format=torch.channels_last)
 
     files, errors, ignored = find_files(config.paths)
-    report(errors)
-    complete = not errors
+    print_errors(errors)
+    all_classified = not errors
     if ignored:
         print(f"ignored {ignored} files that are not images", file=sys.stderr)
 
@@ -192,17 +211,18 @@ def predict(config: Config) -> bool:
         for batch in read_batches(pool, files, classifier.image_size, config.batch_size):
             pictures = [item for item in batch if isinstance(item, Picture)]
             errors = [item for item in batch if isinstance(item, ImageError)]
-            report(errors)
-            complete = complete and not errors
+            print_errors(errors)
+            all_classified = all_classified and not errors
             if not pictures:
                 continue
+
             probabilities = classify(network, pictures, device, config.precision)
             for picture, row in zip(pictures, probabilities, strict=True):
-                result = Result(picture.path, likeliest(row, classifier.classes, config.top))
+                result = Result(picture.path, most_likely(row, classifier.classes, config.top))
                 print(result.as_json() if config.json else result.as_text(), flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C no more files are read
-    return complete
+        pool.shutdown(cancel_futures=True)  # stop reading files after Ctrl-C
+    return all_classified
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -215,17 +235,19 @@ def main(arguments: list[str] | None = None) -> None:
     check_options(config)
     reuse_memory()
     try:
-        complete = predict(config)
+        all_classified = predict(config)
     except WeightsError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except BrokenPipeError:  # whatever reads the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
+        # Python flushes standard output at exit, which would raise this error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    sys.exit(0 if complete else 1)
+    sys.exit(0 if all_classified else 1)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore  # names need not be text
+    # The name of a file may contain bytes that are not valid text.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     main()

@@ -28,6 +28,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
 from examples.data import Images, collate, download_cifar10, load_images
 from examples.device import find_device
@@ -42,11 +43,11 @@ from examples.weights import (
     read_checkpoint,
 )
 
-LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # for batches of 256 images
+LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for a batch of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
-HEADS = {"alexnet": "fc3", "resnet18": "fc"}
+HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
 
-# torchrun starts several processes and sets these. A run without it is one process.
+# torchrun sets these variables in each process that it starts. Without it there is one process.
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
@@ -56,63 +57,81 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 class Config:
     """Train, fine-tune or evaluate AlexNet or ResNet-18."""
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Folder that holds train/<class>/ and val/<class>/, or cifar10, which is downloaded."""
-    model: Literal["alexnet", "resnet18"] | None = None
-    """Network. Default: that of --weights, else resnet18."""
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder with train/<class>/ and val/<class>/, or cifar10, which is downloaded to data/."""
+    model: Annotated[
+        Literal["alexnet", "resnet18"] | None,
+        arg(
+            metavar="{alexnet,resnet18}",
+            help_behavior_hint="(default: the network in --weights, otherwise resnet18)",
+        ),
+    ] = None
+    """Network to train or evaluate."""
     pretrained: bool = False
     """Start from the official ImageNet weights."""
-    weights: str | None = None
+    weights: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """Start from the weights in this file."""
     evaluate: bool = False
-    """Print the accuracy of the weights on the validation images and stop."""
+    """Print the accuracy and loss on DATA/val, then exit."""
     resume: bool = False
     """Continue the run in --out after its last finished epoch."""
     out: str = "run"
     """Folder for the results."""
 
     epochs: int = 90
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int = 64
-    """Images in a training step, over all processes."""
-    lr: float | None = None
-    """Peak learning rate for batches of 256 images; it is scaled with --batch-size.
-    Default: 0.02 for AlexNet, 0.1 for ResNet-18."""
-    weight_decay: float | None = None
-    """Weight decay. Default: that of the paper, 0.0005 for AlexNet, 0.0001 for ResNet-18."""
+    """Images per training step, in total over all processes."""
+    lr: Annotated[
+        float | None,
+        arg(metavar="FLOAT", help_behavior_hint="(default: 0.02 for AlexNet, 0.1 for ResNet-18)"),
+    ] = None
+    """Peak learning rate for a batch of 256 images. The rate used is lr × batch_size / 256."""
+    weight_decay: Annotated[
+        float | None,
+        arg(
+            metavar="FLOAT",
+            help_behavior_hint="(default: 0.0005 for AlexNet, 0.0001 for ResNet-18)",
+        ),
+    ] = None
+    """Weight decay. The defaults are those of the papers."""
     label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
-    image_size: int | None = None
-    """Height and width of the images in pixels. Default: that of --weights, else 224."""
+    """Fraction of each label that is spread evenly over all classes."""
+    image_size: Annotated[
+        int | None,
+        arg(metavar="INT", help_behavior_hint="(default: the size saved in --weights, or 224)"),
+    ] = None
+    """Height and width of the images in pixels."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward pass. The weights stay in float32."""
+    """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Any device of PyTorch, such as cpu, cuda:1 or mps."""
+    """PyTorch device, such as cpu, cuda:1 or mps."""
     workers: int = 2
-    """Processes that read images, for each process that trains."""
+    """DataLoader workers per training process."""
     seed: int = 0
-    """Seed of the initial weights, the order of the images, the crops and the dropout."""
+    """Random seed for the initial weights, the order of the images, the crops and dropout."""
 
 
 def train(config: Config) -> None:
-    """Train or fine-tune a network; leave its weights and curves in --out."""
-    device = start_processes(config)
+    """Train or fine-tune a network. Write its weights, metrics and curves to --out."""
+    device = join_processes(config)
     checkpoint = load_checkpoint(config)
     if checkpoint:
-        start = None
-        config = complete_as_saved(config, checkpoint["config"])
+        initial = None
+        config = restore_options(config, checkpoint["config"])
     else:
-        start = load_start(config)
-        config = complete(config, start)
+        initial = load_initial(config)
+        config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = find_images(config)
+    images = prepare_images(config)
     if checkpoint and checkpoint["images"] != images.description:
-        was = checkpoint["images"]
-        sys.exit(f"error: the run in {config.out} has {was}, not {images.description}")
+        before = checkpoint["images"]
+        sys.exit(f"error: the run in {config.out} used {before}, not {images.description}")
+
     sampler: DistributedSampler[Any] = DistributedSampler(
         images.train, WORLD_SIZE, RANK, seed=config.seed, drop_last=True
     )
@@ -120,18 +139,18 @@ def train(config: Config) -> None:
     val_loader = validation_loader(config, images.val, device)
 
     torch.manual_seed(config.seed)
-    network = build_network(config, start, images.classes)
+    network = build_network(config, initial, images.classes)
     network.to(device).to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     optimizer = torch.optim.SGD(
         network.parameters(),
-        lr=config.lr,  # set anew before each step
+        lr=config.lr,  # replaced before each step
         momentum=0.9,
         weight_decay=config.weight_decay,
-        # With a scaler, the fused step on a CPU leaves weights that are not finite (PyTorch 2.14).
+        # On a CPU, a fused step with a scaler makes the weights infinite or NaN (PyTorch 2.14).
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
     )
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = []  # of metrics.csv, one for each finished epoch
     if checkpoint:
         network.load_state_dict(checkpoint["network"])
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -139,25 +158,25 @@ def train(config: Config) -> None:
         rows = checkpoint["rows"]
 
     if config.compile:
-        network.compile()  # in place, so that the weights keep their names
+        network.compile()  # in place, so the weights keep their names
     model = network
     if WORLD_SIZE > 1:
         model = DistributedDataParallel(network, broadcast_buffers=False)
 
-    make_folder(config.out)
+    create_folder(config.out)
     print_once(describe_run(config, network, images, device, len(train_loader)))
     for epoch in range(len(rows) + 1, config.epochs + 1):
         sampler.set_epoch(epoch)
-        torch.manual_seed(hash((config.seed, epoch, RANK)))  # a resumed run draws the same crops
+        torch.manual_seed(hash((config.seed, epoch, RANK)))  # so a resumed run draws the same crops
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
         if WORLD_SIZE > 1:
-            average_statistics(network)  # batch norm in each process has seen other images
+            average_batch_norm(network)  # each process has seen different images
         row |= evaluate(config, network, val_loader, device)
         if not math.isfinite(row["val_loss"]):
-            sys.exit(f"error: the loss is not finite after epoch {epoch}: try a lower --lr")
-
+            sys.exit(f"error: the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
+
         if RANK == 0:
             save_results(config, network, images.classes, rows)
             checkpoint = {
@@ -171,7 +190,7 @@ def train(config: Config) -> None:
                 "classes": images.classes,
                 "image_size": config.image_size,
             }
-            write_whole(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
+            write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
         print_once(describe_epoch(config, rows[-1]))
 
 
@@ -184,7 +203,12 @@ def train_one_epoch(
     device: torch.device,
     epoch: int,
 ) -> dict[str, float]:
-    """Take one step for each batch; return the means of the epoch and its speed."""
+    """Take one step per batch.
+
+    Returns:
+        The last learning rate, the mean training loss, the training accuracy in percent, the
+        images per second over all processes, and the seconds that the epoch took.
+    """
     model.train()
     dtype = getattr(torch, config.precision)
     autocast = partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
@@ -194,7 +218,8 @@ def train_one_epoch(
     start = time.perf_counter()
 
     with progress_bar(loader, f"epoch {epoch}/{config.epochs}") as bar:
-        for step, (images, labels) in enumerate(batches_on(device, bar), start=1):
+        for step, (images, labels) in enumerate(normalized_batches(bar, device), start=1):
+            # Taken at the middle of the step, so that no step has a learning rate of zero.
             progress = (epoch - 1 + (step - 0.5) / len(loader)) / config.epochs
             lr = learning_rate(progress, peak)
             for group in optimizer.param_groups:
@@ -211,16 +236,19 @@ def train_one_epoch(
             loss_sum += loss.detach() * len(labels)
             correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
-            if step % 50 == 0 or step == len(loader):  # rarely, because it waits for the GPU
+            if step % 50 == 0 or step == len(loader):  # seldom: reading the loss waits for the GPU
                 if not loss_sum.isfinite():
-                    sys.exit(f"error: the loss is not finite by step {step} of epoch {epoch}")
+                    sys.exit(
+                        f"error: the training loss is not finite by step {step} of epoch {epoch}: "
+                        "try a lower --lr"
+                    )
                 bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.2g}")
 
     seconds = time.perf_counter() - start
     return {
         "lr": lr,
-        "train_loss": mean(loss_sum, seen),
-        "train_top1": 100 * mean(correct, seen),
+        "train_loss": mean_over_processes(loss_sum, seen),
+        "train_top1": 100 * mean_over_processes(correct, seen),
         "images/s": WORLD_SIZE * seen / seconds,
         "seconds": seconds,
     }
@@ -230,37 +258,42 @@ def train_one_epoch(
 def evaluate(
     config: Config, network: nn.Module, loader: DataLoader[Any], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean loss, and top-1 and top-5 accuracy in percent; each image counts once."""
+    """Return the mean loss, and the top-1 and top-5 accuracy in percent.
+
+    With several processes, the results are over the images of all of them.
+    """
     network.eval()
     dtype = getattr(torch, config.precision)
     loss_sum, top1, top5 = torch.zeros(3, device=device)
     seen = 0
 
     with progress_bar(loader, "validation") as bar:
-        for images, labels in batches_on(device, bar):
+        for images, labels in normalized_batches(bar, device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(images).float()  # (N, num_classes)
-            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
+            predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
+            hits = predictions == labels[:, None]
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             top1 += hits[:, 0].sum()
             top5 += hits.sum()
             seen += len(labels)
 
     return {
-        "val_loss": mean(loss_sum, seen),
-        "val_top1": 100 * mean(top1, seen),
-        "val_top5": 100 * mean(top5, seen),
+        "val_loss": mean_over_processes(loss_sum, seen),
+        "val_top1": 100 * mean_over_processes(top1, seen),
+        "val_top5": 100 * mean_over_processes(top5, seen),
     }
 
 
 def evaluate_weights(config: Config) -> None:
-    """Print the accuracy of the weights on the validation images."""
-    device = start_processes(config)
-    start = load_start(config)
-    config = complete(config, start)
+    """Print the accuracy and loss of the weights on the validation images."""
+    device = join_processes(config)
+    initial = load_initial(config)
+    config = fill_in_defaults(config, initial)
     check_image_size(config)
-    images = find_images(config)
-    network = build_network(config, start, images.classes)
+
+    images = prepare_images(config)
+    network = build_network(config, initial, images.classes)
     network.to(device).to(memory_format=torch.channels_last)
 
     result = evaluate(config, network, validation_loader(config, images.val, device), device)
@@ -271,14 +304,24 @@ def evaluate_weights(config: Config) -> None:
 
 
 def learning_rate(progress: float, peak: float) -> float:
-    """Rise over the first 5 % of a run, then fall along a cosine; `progress` goes from 0 to 1."""
+    """Linear warmup over the first 5 % of the run, then cosine decay to zero.
+
+    Args:
+        progress: the finished fraction of the run, from 0 to 1.
+        peak: the learning rate at the end of the warmup.
+    """
     if progress < 0.05:
         return peak * progress / 0.05
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
 
 
-def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalized images (N, 3, H, W) and labels (N,) on the device."""
+def normalized_batches(
+    batches: Iterable[Any], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield normalized images (N, 3, H, W) and labels (N,) on the device.
+
+    If a batch is the `ImageError` of a damaged image, exit with its message.
+    """
     for batch in batches:
         if isinstance(batch, ImageError):
             sys.exit(f"error: {batch}")
@@ -288,27 +331,27 @@ def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[T
 
 
 def progress_bar(loader: DataLoader[Any], title: str) -> tqdm:
-    """Return the batches with a bar that counts images, on a terminal and in one process only."""
+    """Return the batches with a progress bar, which the first process shows on a terminal."""
     return tqdm(
         loader,
         title,
         unit=" images",
         unit_scale=loader.batch_size * WORLD_SIZE,
         leave=False,
-        disable=True if RANK > 0 else None,  # None: on a terminal only
+        disable=True if RANK > 0 else None,  # None: disabled unless on a terminal
     )
 
 
-def mean(total: Tensor, count: int) -> float:
-    """Return total / count, each summed over all processes."""
+def mean_over_processes(total: Tensor, count: int) -> float:
+    """Return total / count, where both are summed over all processes."""
     sums = torch.stack([total.float(), torch.tensor(float(count), device=total.device)])
     if WORLD_SIZE > 1:
         dist.all_reduce(sums)
     return (sums[0] / sums[1]).item()
 
 
-def average_statistics(network: nn.Module) -> None:
-    """Give batch norm in all processes the mean of their statistics."""
+def average_batch_norm(network: nn.Module) -> None:
+    """Replace the running statistics of batch norm by their mean over all processes."""
     for buffer in network.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
@@ -318,11 +361,11 @@ def average_statistics(network: nn.Module) -> None:
 def training_loader(
     config: Config, images: Dataset[Any], sampler: DistributedSampler[Any], device: torch.device
 ) -> DataLoader[Any]:
-    """Return the training images in full batches, in the order of the sampler."""
+    """Return a loader of full batches in the order of the sampler."""
     if len(images) < config.batch_size:
         sys.exit(
-            f"error: {len(images)} training images do not fill a batch of "
-            f"{config.batch_size}: choose a smaller --batch-size"
+            f"error: {len(images)} training images do not fill a batch of {config.batch_size}: "
+            "choose a smaller --batch-size"
         )
     return DataLoader(
         images,
@@ -338,10 +381,10 @@ def training_loader(
 def validation_loader(
     config: Config, images: Dataset[Any], device: torch.device
 ) -> DataLoader[Any]:
-    """Return the validation images in batches, each image in one process only."""
-    share = range(RANK, len(images), WORLD_SIZE)
+    """Return a loader of this process's share of the images. Each image is in one share only."""
+    indices = range(RANK, len(images), WORLD_SIZE)
     return DataLoader(
-        Subset(images, share),
+        Subset(images, indices),
         batch_size=config.batch_size // WORLD_SIZE,
         num_workers=config.workers,
         collate_fn=collate,
@@ -350,53 +393,57 @@ def validation_loader(
 
 
 def require(condition: object, message: str) -> None:
-    """Stop with one line on standard error unless the condition holds."""
+    """Exit with a one-line error message unless the condition is true."""
     if not condition:
         sys.exit(f"error: {message}")
 
 
 def check_options(config: Config) -> None:
-    """Stop at options that make no sense."""
+    """Exit with a one-line error message if an option is invalid."""
     require(config.epochs >= 1, "--epochs must be at least 1")
     require(config.batch_size >= 1, "--batch-size must be at least 1")
     require(
         config.batch_size % WORLD_SIZE == 0,
-        f"--batch-size {config.batch_size} must be divisible by {WORLD_SIZE} processes",
+        f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
     )
     require(config.workers >= 0, "--workers must not be negative")
-    require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and below 1")
+    require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
     if config.lr is not None:
-        require(0 < config.lr < math.inf, "--lr must be above 0 and finite")
+        require(0 < config.lr < math.inf, "--lr must be positive and finite")
     if config.weight_decay is not None:
-        require(0 <= config.weight_decay < math.inf, "--weight-decay must not be negative")
+        require(
+            0 <= config.weight_decay < math.inf, "--weight-decay must be finite and not negative"
+        )
     if config.image_size is not None:
         require(config.image_size >= 1, "--image-size must be at least 1")
+
     require(
         not (config.pretrained and config.weights),
-        "--pretrained and --weights exclude each other",
+        "--pretrained and --weights cannot be used together",
     )
     if config.evaluate:
-        start = config.pretrained or config.weights
-        require(start, "--evaluate needs --weights or --pretrained")
-        require(not config.resume, "--evaluate and --resume exclude each other")
+        require(config.pretrained or config.weights, "--evaluate needs --weights or --pretrained")
+        require(not config.resume, "--evaluate and --resume cannot be used together")
 
 
 def check_image_size(config: Config) -> None:
-    """Stop at images that are too small for the network."""
+    """Exit with a one-line error message if the images are too small for the network."""
     size = config.image_size
     if config.model == "alexnet":
         require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
-    elif not config.evaluate:  # the last layers see one pixel of an image of 32 x 32
+    elif not config.evaluate:
+        # Up to 32 x 32 pixels, the last layers see one pixel of each image.
         require(
             size > 32 or config.batch_size > WORLD_SIZE,
-            "batch norm needs more than one value: raise --batch-size, or --image-size above 32",
+            "batch norm needs more than one value per channel: raise --batch-size, or raise "
+            "--image-size above 32",
         )
 
 
-def complete(config: Config, start: Classifier | None) -> Config:
-    """Return the configuration with the defaults that depend on the weights and the network."""
-    model = start.name if start else config.model or "resnet18"
-    image_size = start.image_size if start else 224
+def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
+    """Fill in the defaults that depend on the initial weights or on the network."""
+    model = initial.name if initial else config.model or "resnet18"
+    image_size = initial.image_size if initial else 224
     return replace(
         config,
         model=model,
@@ -406,24 +453,27 @@ def complete(config: Config, start: Classifier | None) -> Config:
     )
 
 
-# What may change when a run is resumed: where things are, and how fast they are read.
-FREE_TO_CHANGE = ("data", "weights", "out", "resume", "evaluate", "device", "workers")
+# Options that may change when a run is resumed: where its files are, and what it runs on.
+MAY_CHANGE_ON_RESUME = ("data", "weights", "out", "resume", "evaluate", "device", "workers")
 
 
-def complete_as_saved(config: Config, saved: dict[str, Any]) -> Config:
-    """Return the configuration of a run that is resumed; stop where an option has changed."""
+def restore_options(config: Config, saved: dict[str, Any]) -> Config:
+    """Combine the options that a run was started with and those that are given now.
+
+    Exit with an error message if an option that affects the result has changed.
+    """
     given = {name: value for name, value in asdict(config).items() if value is not None}
     for name, value in given.items():
-        if name not in FREE_TO_CHANGE and value != saved[name]:
+        if name not in MAY_CHANGE_ON_RESUME and value != saved[name]:
             option = name.replace("_", "-")
-            sys.exit(f"error: the run in {config.out} has --{option} {saved[name]}, not {value}")
+            sys.exit(f"error: the run in {config.out} used --{option} {saved[name]}, not {value}")
     if config.weights and not saved["weights"]:
         sys.exit(f"error: the run in {config.out} did not start from --weights")
     return Config(**{**saved, **given})
 
 
-def start_processes(config: Config) -> torch.device:
-    """Connect the processes that torchrun started; return the device of this one."""
+def join_processes(config: Config) -> torch.device:
+    """Connect this process to the others that torchrun started, if any. Return its device."""
     device = find_device(config.device)
     if WORLD_SIZE > 1:
         if device.type == "cuda":
@@ -433,8 +483,8 @@ def start_processes(config: Config) -> torch.device:
     return device
 
 
-def find_images(config: Config) -> Images:
-    """Return the images of the run; download them first where they are CIFAR-10."""
+def prepare_images(config: Config) -> Images:
+    """Return the images of the run. Download CIFAR-10 if the run uses it."""
     if config.data == "cifar10":
         if LOCAL_RANK == 0:
             download_cifar10()
@@ -443,8 +493,8 @@ def find_images(config: Config) -> Images:
     return load_images(config.data, config.image_size, val_only=config.evaluate)
 
 
-def load_start(config: Config) -> Classifier | None:
-    """Return the weights to start from, if any."""
+def load_initial(config: Config) -> Classifier | None:
+    """Return the network of --weights or --pretrained, or None for random weights."""
     if config.weights:
         return load_file(config.weights, config.model)
     if config.pretrained:
@@ -452,41 +502,50 @@ def load_start(config: Config) -> Classifier | None:
     return None
 
 
-def build_network(config: Config, start: Classifier | None, classes: list[str]) -> nn.Module:
-    """Return the network, with a new head where the weights are for other classes."""
+def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
+    """Return the network to train or evaluate.
+
+    If the initial weights are for other classes, the network gets a new head with random weights.
+    With --evaluate, exit with an error message instead.
+    """
     network = MODELS[config.model](num_classes=len(classes))
-    if start is None:
+    if initial is None:
         return network
 
-    same_number = len(start.classes) == len(classes)
-    if same_number and (start.classes == classes or not start.classes_known):
-        return start.network
+    same_number = len(initial.classes) == len(classes)
+    if same_number and (initial.classes == classes or not initial.classes_known):
+        return initial.network
+
     if config.evaluate:
-        few = ", ".join(start.classes[:3])
-        sys.exit(f"error: the weights are for {len(start.classes)} other classes: {few}, …")
-    head = HEADS[config.model]
-    setattr(start.network, head, getattr(network, head))
-    return start.network
+        few = ", ".join(initial.classes[:3])
+        sys.exit(f"error: the weights are for {len(initial.classes)} other classes: {few}, …")
+    head = HEAD_NAMES[config.model]
+    setattr(initial.network, head, getattr(network, head))
+    return initial.network
 
 
 def load_checkpoint(config: Config) -> dict[str, Any] | None:
-    """Return what the run in --out left to resume from."""
+    """Return the checkpoint in --out, or None if the run has not finished an epoch.
+
+    Exit with an error message if there is a checkpoint but no --resume, or if the run cannot
+    continue from the checkpoint.
+    """
     path = Path(config.out, "last.ckpt")
     if not path.exists():
-        return None  # a run that was killed in its first epoch left none: it starts again
+        return None  # also with --resume: a run that was killed in its first epoch starts again
     if not config.resume:
-        sys.exit(f"error: {config.out} holds a run: add --resume, or choose another --out")
+        sys.exit(f"error: {config.out} already holds a run: add --resume or choose another --out")
     checkpoint: dict[str, Any] = read_checkpoint(path)
     if "config" not in checkpoint:
         sys.exit(f"error: {path} is not a checkpoint of examples.train")
     if checkpoint["processes"] != WORLD_SIZE:
-        number = checkpoint["processes"]
-        sys.exit(f"error: the run in {config.out} has {number} processes, not {WORLD_SIZE}")
+        before = checkpoint["processes"]
+        sys.exit(f"error: the run in {config.out} used {before} process(es), not {WORLD_SIZE}")
     return checkpoint
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, then rename it, so that it is never seen half written."""
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a temporary file, then rename it to `path`, so that `path` is never half written."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         write(temporary)
@@ -498,20 +557,24 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def save_results(
     config: Config, network: nn.Module, classes: list[str], rows: list[dict[str, float]]
 ) -> None:
-    """Write the table and the curves of all epochs, and the weights if the last is the best."""
-    out, table = Path(config.out), pd.DataFrame(rows)
-    write_whole(out / "metrics.csv", partial(table.to_csv, index=False))
+    """Write metrics.csv and curves.png, and model.pt if the last epoch has the best top-1."""
+    out = Path(config.out)
+    table = pd.DataFrame(rows)
+    write_atomically(out / "metrics.csv", partial(table.to_csv, index=False))
     title = f"{config.model} on {len(classes)} classes, {config.image_size} × {config.image_size}"
-    write_whole(out / "curves.png", partial(draw_curves, table, title))
+    write_atomically(out / "curves.png", partial(draw_curves, table, title))
 
-    if table["val_top1"].idxmax() == len(rows) - 1:  # ties keep the earlier epoch
-        weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    if table["val_top1"].idxmax() == len(rows) - 1:  # on a tie, the first epoch is kept
+        weights = {
+            name: tensor.cpu().contiguous()  # not channels-last
+            for name, tensor in network.state_dict().items()
+        }
         best = {"state_dict": weights, "classes": classes, "image_size": config.image_size}
-        write_whole(out / "model.pt", partial(torch.save, best))
+        write_atomically(out / "model.pt", partial(torch.save, best))
 
 
 def draw_curves(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw the loss and the top-1 accuracy of each epoch."""
+    """Plot the loss and the top-1 accuracy over the epochs, as a PNG file."""
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
@@ -528,16 +591,16 @@ def draw_curves(table: pd.DataFrame, title: str, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def make_folder(out: str) -> None:
-    """Make the folder for the results."""
+def create_folder(out: str) -> None:
+    """Create the folder for the results. Exit with a one-line error message on failure."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        sys.exit(f"error: cannot make the folder {out}: {error.strerror}")
+        sys.exit(f"error: cannot create the folder {out}: {error.strerror}")
 
 
 def print_once(line: str) -> None:
-    """Print a line in the first process."""
+    """Print a line, in the first process only."""
     if RANK == 0:
         print(line, flush=True)
 
@@ -545,19 +608,19 @@ def print_once(line: str) -> None:
 def describe_run(
     config: Config, network: nn.Module, images: Images, device: torch.device, steps: int
 ) -> str:
-    """Return what is about to be trained, on what and where."""
+    """Return one line with the network, the device and the sizes of the data set."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     ignored = f" ({images.ignored:,} other files ignored)" if images.ignored else ""
     processes = f" in {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
     return (
         f"{config.model}, {parameters:,} parameters, on {device}{processes}: "
         f"{len(images.train):,} training and {len(images.val):,} validation images of "
-        f"{len(images.classes):,} classes{ignored}, {steps:,} steps an epoch"
+        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch"
     )
 
 
 def describe_epoch(config: Config, row: dict[str, float]) -> str:
-    """Return the results of an epoch in one line."""
+    """Return one line with the metrics of an epoch."""
     return (
         f"epoch {row['epoch']}/{config.epochs}: "
         f"training loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.2f}%; "

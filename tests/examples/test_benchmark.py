@@ -23,9 +23,9 @@ from examples.benchmark import (  # noqa: E402
     build_network,
     build_rows,
     choose_rows,
+    define_rows,
     load_images,
     main,
-    rows,
 )
 from tests.examples.command import refusal  # noqa: E402
 from tests.oracle import MODELS  # noqa: E402
@@ -107,7 +107,7 @@ def test_picture_is_written(bare_run):
 
 @pytest.fixture
 def all_rows(tmp_path) -> list[Row]:
-    return rows(nn.Identity(), nn.Identity(), torch.zeros(1, 3, 64, 64), tmp_path)
+    return define_rows(nn.Identity(), nn.Identity(), torch.zeros(1, 3, 64, 64), tmp_path)
 
 
 def test_a_processor_without_bfloat16_costs_its_rows(all_rows, monkeypatch, capsys):
@@ -140,7 +140,7 @@ def test_every_row_has_the_logits(name, batch_size, tmp_path):
     images = load_images(size=64, count=16)
     theirs = build_network(name, images)
     ours = MODELS[name].from_state_dict(theirs.state_dict()).eval()
-    every_row = rows(theirs, ours, images[:8], tmp_path)
+    every_row = define_rows(theirs, ours, images[:8], tmp_path)
     assert list(build_rows(every_row, images, batch_size)) == every_row
 
 
@@ -242,7 +242,7 @@ def test_empty_batches_are_refused():
 
 
 def test_a_file_is_no_folder_for_the_results():
-    assert f"cannot make the folder {__file__}" in refusal(main, "--out", __file__)
+    assert f"cannot create the folder {__file__}" in refusal(main, "--out", __file__)
 
 
 def test_an_unknown_device_is_refused():

@@ -70,7 +70,7 @@ def test_predictions_are_torchvisions(name, photograph, official_weights):
     )
 
 
-def test_the_file_and_its_likeliest_classes_are_printed(photograph, official_weights):
+def test_the_file_and_its_most_likely_classes_are_printed(photograph, official_weights):
     result = call(main, PHOTO, "--top", 3)
     file, *rows = result.stdout.splitlines()
     assert (result.status, file) == (0, str(PHOTO))
@@ -176,7 +176,7 @@ def test_lower_precision_gives_about_the_same_probabilities(precision, weights):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        ("", "image or a folder"),
+        ("", "at least one image or folder"),
         ("x.jpg --top 0", "--top"),
         ("x.jpg --batch-size 0", "--batch-size"),
         ("x.jpg --device tpu", "--device tpu"),

@@ -247,8 +247,8 @@ def test_names_that_were_found_and_looked_for_are_given(tmp_path):
     headless = {name: WEIGHTS[name] for name in WEIGHTS if not name.startswith("fc.")}
     line = refusal(saved({"state_dict": headless}, tmp_path / "weights.pth"))
     assert "120 tensors (conv1.weight … layer4.1.bn2.num_batches_tracked)" in line
-    assert "no conv1.weight with fc.weight (resnet18)" in line
-    assert "no features.0.weight with classifier.6.weight (alexnet)" in line
+    assert "not both conv1.weight and fc.weight (resnet18)" in line
+    assert "nor both features.0.weight and classifier.6.weight (alexnet)" in line
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_names_that_were_found_and_looked_for_are_given(tmp_path):
     [
         ({"fc.bias": torch.zeros(4)}, "fc.bias"),
         ({"fc.weight": torch.tensor(1.0)}, "ResNet18"),
-        ({"fc.weight": torch.full((3, 512), torch.nan)}, "not finite, in fc.weight"),
+        ({"fc.weight": torch.full((3, 512), torch.nan)}, "infinite or NaN, in fc.weight"),
         ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "1 channels, not 3"),
     ],
 )
@@ -276,7 +276,7 @@ def test_weights_that_do_not_fit_are_refused(change, reason, tmp_path):
 )
 def test_a_file_without_tensors_is_refused(content, what, tmp_path):
     line = refusal(saved(content, tmp_path / "weights.pth"))
-    assert "holds no tensors with names" in line
+    assert "holds no named tensors" in line
     assert what in line
 
 
@@ -367,7 +367,7 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong, reason",
-    [({"classes": ["cat"]}, "1 names for 3 classes"), ({"image_size": 0}, "image size 0")],
+    [({"classes": ["cat"]}, "1 class names for 3 classes"), ({"image_size": 0}, "image size 0")],
 )
 def test_classes_and_image_size_that_cannot_be_are_refused(wrong, reason, tmp_path):
     assert reason in refusal(saved({"state_dict": WEIGHTS, **wrong}, tmp_path / "model.pt"))
@@ -416,7 +416,7 @@ def test_a_damaged_file_in_the_cache_is_refused(official):
     official.write_bytes(flip_a_bit(official.read_bytes()))
     with pytest.raises(WeightsError) as error:
         load_official("resnet18")
-    assert str(error.value) == f"{official} is damaged: delete it, and it is downloaded again"
+    assert str(error.value) == f"{official} is damaged: delete it to download it again"
 
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
