@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import UseAppendAction
 
 from alexnet import AlexNet
 from examples.device import find_device
@@ -56,10 +56,13 @@ from examples.engines import (
 )
 from examples.images import normalize, open_image
 from examples.memory import reuse_memory
+from examples.options import hint
 from examples.weights import MODELS
 
 Model = Literal["alexnet", "resnet18"]
 Precision = Literal["float32", "bfloat16", "int8"]
+Value = TypeVar("Value")
+Several = UseAppendAction[tuple[Value, ...]]  # of an option that may be repeated
 COLORS = {"float32": "#0072b2", "bfloat16": "#e69f00", "int8": "#009e73"}  # color-blind safe
 
 # The largest `deviation` at which the logits of a row are accepted. With the networks and images
@@ -75,35 +78,22 @@ MIN_ROUNDS = 3
 class Config:
     """Time AlexNet and ResNet-18 with each engine and precision, and compare with torchvision."""
 
-    model: Annotated[
-        UseAppendAction[tuple[Model, ...]],
-        arg(help_behavior_hint="(repeatable; default: both)"),
-    ] = ()
+    model: Annotated[Several[Model], hint("{alexnet,resnet18}", "repeatable; default: both")] = ()
     """Network to time."""
     precision: Annotated[
-        UseAppendAction[tuple[Precision, ...]],
-        arg(help_behavior_hint="(repeatable; default: all)"),
+        Several[Precision], hint("{float32,bfloat16,int8}", "repeatable; default: all")
     ] = ()
     """Precision to time. torchvision's network in float32, not compiled, is always timed too."""
-    batch_size: Annotated[
-        UseAppendAction[tuple[int, ...]],
-        arg(help_behavior_hint="(repeatable; default: 1, 8 and 32)"),
-    ] = ()
+    batch_size: Annotated[Several[int], hint("INT", "repeatable; default: 1, 8 and 32")] = ()
     """Number of images in a batch."""
-    image_size: Annotated[
-        UseAppendAction[tuple[int, ...]],
-        arg(help_behavior_hint="(repeatable; default: 224)"),
-    ] = ()
+    image_size: Annotated[Several[int], hint("INT", "repeatable; default: 224")] = ()
     """Height and width of the images in pixels."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """PyTorch device: cpu, or a GPU such as cuda:1."""
     seconds: float = 5.0
     """Seconds to measure each column of the table, not counting the time to compile."""
-    out: Annotated[
-        Path | None,
-        arg(metavar="FOLDER", help_behavior_hint="(default: only print the table)"),
-    ] = None
+    out: Annotated[Path | None, hint("FOLDER", "default: only print the table")] = None
     """Folder for times.json, table.md and speed.png."""
 
 
@@ -226,8 +216,9 @@ def deviation(logits: Tensor, expected: Tensor) -> float:
 def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Network]:
     """Build the rows, and compare their logits with those of the first row.
 
-    A row that fails is left out with a message, for example because its engine or a C++ compiler
-    is not installed. If the logits of a row are wrong, the benchmark exits with an error message.
+    Another row that fails is left out with a message, for example because its engine or a C++
+    compiler is not installed. If the logits of a row are wrong, the benchmark exits with an error
+    message.
     """
     batches = torch.split(images, batch_size)
     networks: dict[Row, Network] = {}
@@ -237,6 +228,8 @@ def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Ne
             network = row.build()
             first_logits = network(batches[0])  # the first call compiles
         except Exception as error:  # each engine has exceptions of its own
+            if row is rows[0]:
+                raise
             lines = str(error).strip().splitlines() or [""]
             log(f"{row} is left out: {type(error).__name__}: {lines[0]}")
             continue
@@ -341,7 +334,7 @@ def time_model(config: Config, model: str, image_size: int, machine: str) -> lis
 # Results
 
 
-def describe_machine() -> str:
+def describe_machine(device: torch.device) -> str:
     """Return one line with what the times depend on: device, number of threads and versions."""
     found = capabilities()
     name = found.get("cpu_name") or found.get("architecture") or "processor"
@@ -355,8 +348,8 @@ def describe_machine() -> str:
         f"torchvision {torchvision.__version__}",
         str(date.today()),
     ]
-    if torch.cuda.is_available():
-        parts.insert(0, torch.cuda.get_device_name())
+    if device.type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
     return ", ".join(parts)
 
 
@@ -432,10 +425,10 @@ def fill_in_defaults(config: Config) -> Config:
     Exit with a one-line error message if an option is invalid.
     """
     config = Config(
-        model=config.model or ("alexnet", "resnet18"),
-        precision=config.precision or ("float32", "bfloat16", "int8"),
-        batch_size=config.batch_size or (1, 8, 32),
-        image_size=config.image_size or (224,),
+        model=unique(config.model) or ("alexnet", "resnet18"),
+        precision=unique(config.precision) or ("float32", "bfloat16", "int8"),
+        batch_size=unique(config.batch_size) or (1, 8, 32),
+        image_size=unique(config.image_size) or (224,),
         device=str(find_device(config.device)),
         seconds=config.seconds,
         out=config.out,
@@ -450,6 +443,11 @@ def fill_in_defaults(config: Config) -> Config:
         except OSError as error:
             sys.exit(f"error: cannot create the folder {config.out}: {error.strerror}")
     return config
+
+
+def unique(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return the values in their order, each once."""
+    return tuple(dict.fromkeys(values))
 
 
 def silence_compilers() -> None:
@@ -468,7 +466,7 @@ def main(arguments: list[str] | None = None) -> None:
     silence_compilers()
     reuse_memory()  # speeds up all rows, torchvision's too
 
-    machine = describe_machine()
+    machine = describe_machine(torch.device(config.device))
     results = []
     for model, image_size in itertools.product(config.model, config.image_size):
         results += time_model(config, model, image_size, machine)

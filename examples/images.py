@@ -193,13 +193,15 @@ def find_images(folder: Path) -> tuple[list[Path], int]:
             for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
                 path = Path(entry)
                 hidden = entry.name.startswith(".")
-                if entry.is_dir():
+                # For a link to itself, os.DirEntry raises an error, and Path answers no.
+                item = path if entry.is_symlink() else entry
+                if item.is_dir():
                     target = path.resolve()
                     leads_up = here.resolve().is_relative_to(target)
                     if not (hidden or leads_up or target in seen):
                         to_search.append(path)
                         seen.add(target)
-                elif entry.is_file() and not hidden and path.suffix.lower() in EXTENSIONS:
+                elif item.is_file() and not hidden and path.suffix.lower() in EXTENSIONS:
                     images.append(path)
                 else:
                     ignored += 1
@@ -232,7 +234,7 @@ class LabeledImages(Dataset[tuple[Tensor | ImageError, int]]):
             entries = list(os.scandir(folder))
         except OSError as error:
             raise ImageError(f"{folder}: {error.strerror}") from error
-        folders = sorted(entry.name for entry in entries if entry.is_dir())
+        folders = sorted(entry.name for entry in entries if Path(entry).is_dir())
         self.classes = [name for name in folders if not name.startswith(".")]
         if not self.classes:
             raise ImageError(f"{folder}: no class folders (one folder of images for each class)")

@@ -18,35 +18,26 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from examples.device import find_device
 from examples.images import ImageError, find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
+from examples.options import hint
 from examples.weights import Classifier, WeightsError, load_file, load_official
+
+Model = Literal["alexnet", "resnet18"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Print the most likely classes of each image, with their probabilities."""
 
-    paths: Annotated[
-        Positional[tuple[Path, ...]],
-        arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
-    ]
+    paths: Annotated[Positional[tuple[Path, ...]], hint("PATH [PATH ...]", "required")]
     """Image files and folders of images."""
-    model: Annotated[
-        Literal["alexnet", "resnet18"] | None,
-        arg(
-            metavar="{alexnet,resnet18}",
-            help_behavior_hint="(default: the network in --weights, otherwise resnet18)",
-        ),
-    ] = None
-    """Network to classify with."""
-    weights: Annotated[
-        Path | None,
-        arg(metavar="FILE", help_behavior_hint="(default: the official ImageNet weights)"),
-    ] = None
+    model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
+    """Network to classify with. With --weights, the network of that file."""
+    weights: Annotated[Path | None, hint("FILE", "default: the official ImageNet weights")] = None
     """File with the weights of the network."""
     top: int = 5
     """Number of classes to print per image."""

@@ -28,12 +28,13 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from tqdm import tqdm
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from examples.data import Images, collate, download_cifar10, load_images
 from examples.device import find_device
 from examples.images import ImageError, normalize
 from examples.memory import reuse_memory
+from examples.options import hint
 from examples.weights import (
     MODELS,
     Classifier,
@@ -43,6 +44,7 @@ from examples.weights import (
     read_checkpoint,
 )
 
+Model = Literal["alexnet", "resnet18"]
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for a batch of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
 HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
@@ -57,19 +59,13 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 class Config:
     """Train, fine-tune or evaluate AlexNet or ResNet-18."""
 
-    data: Annotated[Positional[str], arg(metavar="DATA")]
+    data: Annotated[Positional[str], hint("DATA", "required")]
     """Folder with train/<class>/ and val/<class>/, or cifar10, which is downloaded to data/."""
-    model: Annotated[
-        Literal["alexnet", "resnet18"] | None,
-        arg(
-            metavar="{alexnet,resnet18}",
-            help_behavior_hint="(default: the network in --weights, otherwise resnet18)",
-        ),
-    ] = None
-    """Network to train or evaluate."""
+    model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
+    """Network to train or evaluate. With --weights, the network of that file."""
     pretrained: bool = False
     """Start from the official ImageNet weights."""
-    weights: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    weights: Annotated[str | None, hint("FILE", "optional")] = None
     """Start from the weights in this file."""
     evaluate: bool = False
     """Print the accuracy and loss on DATA/val, then exit."""
@@ -82,25 +78,15 @@ class Config:
     """Number of passes over the training images."""
     batch_size: int = 64
     """Images per training step, in total over all processes."""
-    lr: Annotated[
-        float | None,
-        arg(metavar="FLOAT", help_behavior_hint="(default: 0.02 for AlexNet, 0.1 for ResNet-18)"),
-    ] = None
+    lr: Annotated[float | None, hint("FLOAT", "default: 0.02 for AlexNet, 0.1 for ResNet-18")] = (
+        None
+    )
     """Peak learning rate for a batch of 256 images. The rate used is lr × batch_size / 256."""
-    weight_decay: Annotated[
-        float | None,
-        arg(
-            metavar="FLOAT",
-            help_behavior_hint="(default: 0.0005 for AlexNet, 0.0001 for ResNet-18)",
-        ),
-    ] = None
-    """Weight decay. The defaults are those of the papers."""
+    weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
+    """Weight decay. In the papers, it is 0.0005 for AlexNet and 0.0001 for ResNet-18."""
     label_smoothing: float = 0.0
     """Fraction of each label that is spread evenly over all classes."""
-    image_size: Annotated[
-        int | None,
-        arg(metavar="INT", help_behavior_hint="(default: the size saved in --weights, or 224)"),
-    ] = None
+    image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -179,18 +165,7 @@ def train(config: Config) -> None:
 
         if RANK == 0:
             save_results(config, network, images.classes, rows)
-            checkpoint = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "rows": rows,
-                "config": asdict(config),
-                "processes": WORLD_SIZE,
-                "images": images.description,
-                "classes": images.classes,
-                "image_size": config.image_size,
-            }
-            write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
+            save_checkpoint(config, network, optimizer, scaler, images, rows)
         print_once(describe_epoch(config, rows[-1]))
 
 
@@ -524,6 +499,29 @@ def build_network(config: Config, initial: Classifier | None, classes: list[str]
     return initial.network
 
 
+def save_checkpoint(
+    config: Config,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    images: Images,
+    rows: list[dict[str, float]],
+) -> None:
+    """Write last.ckpt, from which --resume continues."""
+    checkpoint = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "rows": rows,
+        "config": asdict(config),
+        "processes": WORLD_SIZE,
+        "images": images.description,
+        "classes": images.classes,  # with the image size, so that --weights accepts the file too
+        "image_size": config.image_size,
+    }
+    write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
+
+
 def load_checkpoint(config: Config) -> dict[str, Any] | None:
     """Return the checkpoint in --out, or None if the run has not finished an epoch.
 
@@ -650,7 +648,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit("error: --compile needs a C++ compiler, such as g++")
         raise
     except KeyboardInterrupt:
-        sys.exit("interrupted: --resume continues after the last finished epoch")
+        way_on = "" if config.evaluate else ": --resume continues after the last finished epoch"
+        sys.exit(f"interrupted{way_on}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -29,7 +29,7 @@ def table(after: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_snippet_prints_the_three_likeliest_classes(tmp_path, monkeypatch, capsys):
+def test_snippet_prints_the_three_most_likely_classes(tmp_path, monkeypatch, capsys):
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
@@ -43,8 +43,8 @@ def test_snippet_prints_the_three_likeliest_classes(tmp_path, monkeypatch, capsy
     exec(block("official ImageNet weights", "python"), {})
 
     with Image.open("photo.jpg") as image, torch.inference_mode():
-        likeliest = theirs(weights.transforms()(image)[None])[0].topk(3).indices
-    expected = [weights.meta["categories"][index] for index in likeliest]
+        most_likely = theirs(weights.transforms()(image)[None])[0].topk(3).indices
+    expected = [weights.meta["categories"][index] for index in most_likely]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("%  ")[1] for line in lines] == expected
 

@@ -19,11 +19,13 @@ for package in ("tyro", "pandas", "tabulate", "matplotlib"):
 
 from examples import engines  # noqa: E402
 from examples.benchmark import (  # noqa: E402
+    Config,
     Row,
     build_network,
     build_rows,
     choose_rows,
     define_rows,
+    fill_in_defaults,
     load_images,
     main,
 )
@@ -228,6 +230,10 @@ def test_logits_that_are_not_finite_are_refused(eager, images):
     theirs, ours = eager
     wrong = Row("ours", ours.precision, lambda: lambda batch: theirs.build()(batch) * torch.nan)
     expect_refusal([theirs, wrong], images)
+
+
+def test_an_option_given_twice_is_timed_once():
+    assert fill_in_defaults(Config(batch_size=(2, 8, 2))).batch_size == (2, 8)
 
 
 # What the command refuses

@@ -320,6 +320,7 @@ def test_links_never_lead_to_an_image_twice(tmp_path):
     (tmp_path / "data" / "b" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "a" / "endless.png").symlink_to(tmp_path / "data" / "a" / "endless.png")
     images, _ = find_images(tmp_path / "data")
     assert sorted(path.name for path in images) == ["1.png", "2.png", "3.png"]
 
@@ -346,6 +347,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     write_images(tmp_path, "dog/1.jfif", "cat/2.gif", "cat/deep/3.png", ".ipynb_checkpoints/4.png")
     (tmp_path / "cat" / "._2.gif").touch()
     (tmp_path / "labels.txt").touch()
+    (tmp_path / "endless").symlink_to(tmp_path / "endless")
     data = LabeledImages(tmp_path, val_transform, 24)
     assert data.classes == ["cat", "dog"]
     assert data.samples == [
@@ -353,7 +355,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
         (tmp_path / "cat" / "deep" / "3.png", 0),
         (tmp_path / "dog" / "1.jfif", 1),
     ]
-    assert data.ignored == 2
+    assert data.ignored == 3
     assert len(data) == 3
     image, label = data[2]
     assert (image.shape, image.dtype, label) == ((3, 24, 24), torch.uint8, 1)
