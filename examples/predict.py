@@ -85,7 +85,7 @@ class Result:
     predictions: list[Prediction]
 
     def as_text(self) -> str:
-        rows = [f"{100 * row.probability:7.2f} %  {row.name}" for row in self.predictions]
+        rows = [f"{100 * row.probability:7.2f}%  {row.name}" for row in self.predictions]
         return "\n".join([str(self.path), *rows])
 
     def as_json(self) -> str:

@@ -448,7 +448,7 @@ def test_the_accuracy_counts_every_image_once(run, tmp_path, capsys):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(file)
     run("Count the accuracy", fast=lambda images: torch.eye(4)[[3] * len(images)])
-    assert capsys.readouterr().out == "top-1 25.00 % of 40 images\n"
+    assert capsys.readouterr().out == "top-1 25.00% of 40 images\n"
 
 
 @pytest.mark.slow
