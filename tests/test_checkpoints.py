@@ -25,6 +25,7 @@ def test_checkpoints_of_torchvision_timm_and_this_project_load(origin, num_class
         theirs = peer
     ours = MODELS[name].from_state_dict(theirs.state_dict())
     again = MODELS[name].from_state_dict(ours.state_dict())
+    assert str(ours) == str(MODELS[name](num_classes, in_channels))  # dropout as in a new network
     images = torch.randn(2, in_channels, 64, 64)
     with torch.inference_mode():
         expected = theirs.eval()(images)

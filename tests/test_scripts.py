@@ -39,10 +39,20 @@ def test_script_prints_the_summary_and_a_forward_pass(script, name):
     assert result.stdout == expected_output(name, device)
 
 
-def test_script_runs_on_any_device(script, name, monkeypatch, capsys):
+def test_script_runs_on_any_device_in_evaluation_mode_without_gradients(
+    script, name, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", [str(script), "--device", "meta"])
-    runpy.run_path(str(script), run_name="__main__")
+    variables = runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out == expected_output(name, "meta")
+    assert not variables["model"].training
+    assert variables["logits"].is_inference()
+
+
+def test_import_prints_nothing(script, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    runpy.run_path(str(script), run_name=name)
+    assert capsys.readouterr().out == ""
 
 
 def test_unknown_device_is_an_error(script, monkeypatch, capsys):

@@ -146,7 +146,8 @@ def test_any_batch_size(model, batch_size):
 
 
 @pytest.mark.parametrize(
-    "in_channels, out_channels, stride, size", [(8, 8, 1, 9), (8, 16, 1, 9), (8, 8, 2, 5)]
+    "in_channels, out_channels, stride, size",
+    [(8, 8, 1, 9), (8, 16, 1, 9), (16, 8, 1, 9), (8, 8, 2, 5)],
 )
 def test_block_halves_the_image_with_stride_2_and_rounds_up(
     in_channels, out_channels, stride, size
