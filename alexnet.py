@@ -5,10 +5,10 @@
 [2014] Krizhevsky. One weird trick for parallelizing convolutional neural networks.
        https://arxiv.org/abs/1404.5997
 
-[2012] splits the network over two GPUs. This file implements the single tower of [2014] with 256
-filters in conv4. The paper says 384 (page 5, footnote 1), but its author's published configuration
-has 256 (cuda-convnet2, layers-imagenet-1gpu.cfg). As in torchvision, there is no response
-normalization ([2012], 3.3).
+[2012] splits the network over two GPUs. This file implements the single tower of [2014], but with
+256 filters in conv4. [2014] says 384 (page 5, footnote 1); its author's published configuration has
+256 (cuda-convnet2, layers-imagenet-1gpu.cfg). As in torchvision, there is no response normalization
+([2012], 3.3).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class AlexNet(nn.Module):
         """Build the network from a state_dict with this file's or torchvision's parameter names.
 
         Raises:
-            KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.
+            KeyError, IndexError, RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():

@@ -40,9 +40,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, H / stride, W / stride)
-        out = self.bn2(self.conv2(out))  # (N, out_channels, H / stride, W / stride)
-        return F.relu(out + self.shortcut(x))  # F(x) + x ([2015a], equations 1 and 2)
+        out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, ceil(H / stride), ...)
+        out = self.bn2(self.conv2(out))  # the same shape: the residual of [2015a]
+        return F.relu(out + self.shortcut(x))  # the same shape ([2015a], equations 1 and 2)
 
 
 class ResNet18(nn.Module):
@@ -86,7 +86,7 @@ class ResNet18(nn.Module):
         """Build the network from a state_dict with the names of this file, torchvision or timm.
 
         Raises:
-            KeyError, RuntimeError: a tensor is missing, unexpected or of another shape.
+            KeyError, IndexError, RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():

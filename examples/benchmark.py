@@ -257,7 +257,8 @@ def choose_rows(rows: list[Row], precisions: tuple[str, ...], device: str) -> li
     if device == "cpu" and not has_bfloat16():
         for row in chosen:
             if row.precision == "bfloat16":
-                log(f"{row} is left out: PyTorch finds no bfloat16 instructions here")
+                version = torch.__version__
+                log(f"{row} is left out: PyTorch {version} finds no bfloat16 instructions here")
         chosen = [row for row in chosen if row.precision != "bfloat16"]
     return chosen
 

@@ -26,7 +26,7 @@ Network = Callable[[Tensor], Tensor]
 
 def capabilities() -> dict[str, Any]:
     """Return the processor's instruction sets by name, as far as this version of PyTorch knows."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.4
+    if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.11
         return {}
     return dict(torch.cpu.get_capabilities())
 

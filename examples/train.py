@@ -428,7 +428,7 @@ def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
     )
 
 
-# Options that may change when a run is resumed: where its files are, and what it runs on.
+# Options that may change when a run is resumed, because they do not affect the result.
 MAY_CHANGE_ON_RESUME = ("data", "weights", "out", "resume", "evaluate", "device", "workers")
 
 
@@ -648,8 +648,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit("error: --compile needs a C++ compiler, such as g++")
         raise
     except KeyboardInterrupt:
-        way_on = "" if config.evaluate else ": --resume continues after the last finished epoch"
-        sys.exit(f"interrupted{way_on}")
+        advice = "" if config.evaluate else ": --resume continues after the last finished epoch"
+        sys.exit(f"interrupted{advice}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

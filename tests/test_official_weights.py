@@ -12,6 +12,8 @@ import torchvision
 
 from tests.oracle import MODELS, deviation
 
+pytestmark = pytest.mark.extended  # the weights are 280 MB
+
 
 @pytest.fixture(scope="module", params=MODELS)
 def official(request):

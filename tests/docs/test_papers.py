@@ -193,7 +193,7 @@ def test_table_1_of_the_resnet_paper():
 
 
 def test_a_convolution_costs_the_same_in_every_stage():
-    says = next(row[1] for row in table("## ResNet-18 [3]") if "multiply-adds" in row[1])
+    says = next(row[2] for row in table("## ResNet-18 [3]") if "multiply-adds" in row[2])
     for layer, side in (("layer1", 56), ("layer2", 28), ("layer3", 14), ("layer4", 7)):
         weights = getattr(ResNet18(), layer)[1].conv1.weight
         assert f"{weights.numel() * side * side / 1e6:.1f} million multiply-adds" in says
