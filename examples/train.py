@@ -6,6 +6,7 @@ python -m examples.train DATA --weights run/model.pt --evaluate
 torchrun --nproc-per-node 4 -m examples.train DATA
 """
 
+import inspect
 import math
 import os
 import sys
@@ -147,7 +148,7 @@ def train(config: Config) -> None:
         network.compile()  # in place, so the weights keep their names
     model = network
     if WORLD_SIZE > 1:
-        model = DistributedDataParallel(network, broadcast_buffers=False)
+        model = average_gradients(network)
 
     create_folder(config.out)
     print_once(describe_run(config, network, images, device, len(train_loader)))
@@ -323,6 +324,18 @@ def mean_over_processes(total: Tensor, count: int) -> float:
     if WORLD_SIZE > 1:
         dist.all_reduce(sums)
     return (sums[0] / sums[1]).item()
+
+
+def average_gradients(network: nn.Module) -> nn.Module:
+    """Wrap the network, so that its gradients are averaged over all processes.
+
+    Each process keeps its own running statistics of batch norm. By default, those of the first
+    process would replace the others before each step.
+    """
+    arguments = inspect.signature(DistributedDataParallel).parameters
+    if "forward_sync_buffers" in arguments:  # the name in newer versions of PyTorch
+        return DistributedDataParallel(network, forward_sync_buffers=False)
+    return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def average_batch_norm(network: nn.Module) -> None:

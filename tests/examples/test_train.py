@@ -242,6 +242,7 @@ def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, 
     out = tmp_path / "run"
     status, stdout, stderr = run(*arguments(digits, out), launcher=TORCHRUN)
     assert status == 0, stderr
+    assert "Warning" not in stderr, stderr
     assert len(stdout.splitlines()) == 3
     rows, single = pd.read_csv(out / "metrics.csv"), pd.read_csv(finished / "metrics.csv")
     assert list(rows["lr"]) == list(single["lr"])
