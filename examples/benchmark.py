@@ -56,10 +56,9 @@ from examples.engines import (
 )
 from examples.images import normalize, open_image
 from examples.memory import reuse_memory
-from examples.options import hint
+from examples.options import Model, hint
 from examples.weights import MODELS
 
-Model = Literal["alexnet", "resnet18"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Value = TypeVar("Value")
 Several = UseAppendAction[tuple[Value, ...]]  # of an option that may be repeated

@@ -1,8 +1,10 @@
-"""What `--help` shows for an option whose default is not a constant."""
+"""What the options of the commands share."""
 
-from typing import Any
+from typing import Any, Literal
 
 import tyro
+
+Model = Literal["alexnet", "resnet18"]
 
 
 def hint(metavar: str, text: str) -> Any:

@@ -23,10 +23,8 @@ from tyro.conf import Positional
 from examples.device import find_device
 from examples.images import ImageError, find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
-from examples.options import hint
+from examples.options import Model, hint
 from examples.weights import Classifier, WeightsError, load_file, load_official
-
-Model = Literal["alexnet", "resnet18"]
 
 
 @dataclass(frozen=True)

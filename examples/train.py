@@ -35,7 +35,7 @@ from examples.data import Images, collate, download_cifar10, load_images
 from examples.device import find_device
 from examples.images import ImageError, normalize
 from examples.memory import reuse_memory
-from examples.options import hint
+from examples.options import Model, hint
 from examples.weights import (
     MODELS,
     Classifier,
@@ -45,7 +45,6 @@ from examples.weights import (
     read_checkpoint,
 )
 
-Model = Literal["alexnet", "resnet18"]
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for a batch of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
 HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
