@@ -14,12 +14,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Mapping
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+# torchvision's official ImageNet weights (IMAGENET1K_V1): 56.522% top-1 accuracy
+WEIGHTS_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
 TORCHVISION_NAMES = {
     "features.0": "conv1",
@@ -49,14 +53,12 @@ class AlexNet(nn.Module):
         self.fc3 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-        # Variance 1 / fan_in. With a smaller one (PyTorch's default, or N(0, 0.01) in [2012],
-        # section 5), the initial logits are nearly the same for all images. With 2 / fan_in the
-        # loss starts far too high.
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        # Weights of variance 1 / fan_in, where PyTorch has 1 / (3 fan_in), and biases of 0. With a
+        # smaller variance (PyTorch's, or N(0, 0.01) in [2012], section 5), the initial logits are
+        # nearly the same for all images. With 2 / fan_in, the loss starts far too high.
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.mul_(math.sqrt(3) if name.endswith("weight") else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W), 63 x 63 or larger, to logits (N, num_classes).
@@ -68,11 +70,27 @@ class AlexNet(nn.Module):
         x = F.relu(self.conv3(x))  # (N, 384, 13, 13)
         x = F.relu(self.conv4(x))  # (N, 256, 13, 13)
         x = self.pool(F.relu(self.conv5(x)))  # (N, 256, 6, 6)
-        x = F.adaptive_avg_pool2d(x, output_size=6).flatten(1)  # (N, 9216) for any image size
+        x = F.adaptive_avg_pool2d(x, 6).flatten(1)  # (N, 9216) for any image size
         x = self.dropout(F.relu(self.fc1(x)))  # (N, 4096), dropout as in [2012], 4.2
         x = self.dropout(F.relu(self.fc2(x)))  # (N, 4096)
         x = self.fc3(x)  # (N, 1000)
         return x
+
+    @classmethod
+    def from_pretrained(cls) -> AlexNet:
+        """Build the network with torchvision's official ImageNet weights.
+
+        The first call downloads 244 MB to `torch.hub.get_dir()`, by default ~/.cache/torch/hub.
+        Later calls read that file.
+
+        Raises:
+            urllib.error.URLError: the weights cannot be downloaded.
+            RuntimeError: the downloaded file does not match the hash in its name.
+        """
+        state_dict = torch.hub.load_state_dict_from_url(
+            WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True
+        )
+        return cls.from_state_dict(state_dict)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> AlexNet:

@@ -60,10 +60,3 @@ def test_unknown_device_is_an_error(script, monkeypatch, capsys):
     with pytest.raises(RuntimeError, match="nonsense"):
         runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out == ""
-
-
-def test_script_imports_only_torch_and_the_standard_library(script):
-    lines = script.read_text(encoding="utf-8").splitlines()
-    imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
-    modules = {module.split(".")[0] for module in imports}
-    assert modules == {"__future__", "argparse", "typing", "torch"}
