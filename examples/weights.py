@@ -24,6 +24,7 @@ import torchvision
 from torch import Tensor
 
 from alexnet import AlexNet
+from examples.errors import WeightsError
 from resnet18 import ResNet18
 
 MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
@@ -40,10 +41,6 @@ FIRST_AND_LAST_WEIGHTS = [
 # The keys under which training scripts save the weights, the most likely first. None: no key, the
 # checkpoint itself is the state_dict.
 USUAL_KEYS = [None, "state_dict", "model_state_dict", "model", "network", "net"]
-
-
-class WeightsError(Exception):
-    """Weights cannot be used. The message is one line and says why."""
 
 
 @dataclass(frozen=True)
