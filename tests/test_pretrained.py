@@ -6,6 +6,7 @@ The tests publish random weights at a file: address, so that they need no networ
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,12 @@ model = {name}.{MODELS[name].__name__}.from_pretrained()
 assert "torchvision" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+def test_file_that_holds_more_than_tensors_is_refused(name, published, monkeypatch):
+    torch.save(MODELS[name](num_classes=1), published)
+    checksum = hashlib.sha256(published.read_bytes()).hexdigest()
+    renamed = published.rename(published.with_name(f"{name}-{checksum[:8]}.pth"))
+    publish_at(renamed, name, monkeypatch)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        MODELS[name].from_pretrained()
