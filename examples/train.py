@@ -627,6 +627,8 @@ def describe_resume(config: Config, rows: list[dict[str, float]]) -> str:
     """Return one line that says where a resumed run continues."""
     if not rows:
         return f"the run in {config.out} was stopped in its first epoch and starts again"
+    if len(rows) == config.epochs:
+        return f"the run in {config.out} has ended after its {config.epochs} epochs"
     return f"the run in {config.out} continues after epoch {len(rows)}/{config.epochs}"
 
 
