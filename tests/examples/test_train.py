@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
