@@ -364,17 +364,19 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
     """
     saved = Config(**{**checkpoint["config"], "out": out, "resume": True})
     config = parse(arguments, default=saved)
-    for name, value in asdict(config).items():
-        before = getattr(saved, name)
-        if name in MAY_CHANGE_ON_RESUME or value == before:
-            continue
-        require(
-            name != "epochs" or len(checkpoint["rows"]) < before,
-            f"the run in {out} ended after its {before} epochs: to train its network further, "
-            f"start a new run with --weights {Path(out, 'model.pt')}",
+    changed = [
+        name
+        for name, value in asdict(config).items()
+        if name not in MAY_CHANGE_ON_RESUME and value != getattr(saved, name)
+    ]
+    if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
+        sys.exit(
+            f"error: the run in {out} has ended after its {saved.epochs} epochs: to train its "
+            f"network further, start a new run with --weights {Path(out, 'model.pt')}"
         )
-        option = name.replace("_", "-")
-        sys.exit(f"error: the run in {out} used --{option} {before}, not {value}")
+    for name in changed:
+        option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
+        sys.exit(f"error: the run in {out} used --{option} {before}, not {now}")
     return config
 
 
@@ -541,10 +543,8 @@ def check_options(config: Config) -> None:
         config.batch_size % WORLD_SIZE == 0,
         f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
     )
-    require(
-        config.workers is None or config.workers >= 0,
-        "--workers must not be negative",
-    )
+    if config.workers is not None:
+        require(config.workers >= 0, "--workers must not be negative")
     require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
     if config.lr is not None:
         require(0 < config.lr < math.inf, "--lr must be positive and finite")

@@ -147,7 +147,7 @@ def test_resume_rejects_changed_options(given, words, finished, tmp_path):
 
 def test_more_epochs_than_an_ended_run_had_are_refused_with_the_way_out(finished):
     line = refusal(main, "--resume", "--out", finished, "--epochs", 5)
-    assert "ended after its 2 epochs" in line
+    assert "has ended after its 2 epochs" in line
     assert f"start a new run with --weights {finished / 'model.pt'}" in line
 
 
