@@ -663,7 +663,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ImageError, WeightsError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: --resume continues a run after its last finished epoch")
+        line = "interrupted: --resume continues a run after its last finished epoch"
+        sys.exit(line if RANK == 0 else 1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

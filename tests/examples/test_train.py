@@ -84,6 +84,14 @@ def test_default_recipe_is_sgd_with_momentum_and_the_papers_weight_decay(finishe
     assert group["weight_decay"] == 1e-4
 
 
+def test_given_learning_rate_is_the_peak_whatever_the_batch_size(digits, tmp_path):
+    more = "--lr", 0.01, "--epochs", 1
+    result = call(main, *arguments(digits, tmp_path / "run", *more))
+    assert "learning rate 0.01" in result.stdout.splitlines()[0]
+    last = pd.read_csv(tmp_path / "run" / "metrics.csv")["lr"][0]
+    assert last == pytest.approx(learning_rate(9.5 / 10, peak=0.01))
+
+
 def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size(finished, digits):
     result = call(main, digits, "--weights", finished / "model.pt", "--evaluate")
     rows = pd.read_csv(finished / "metrics.csv")
