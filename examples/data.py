@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from torchvision.datasets import CIFAR10
 
 from examples.distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE, first_process_first
-from examples.images import ImageError, LabeledImages, train_transform, val_transform
+from examples.errors import ImageError, UserError
+from examples.images import LabeledImages, train_transform, val_transform
 from examples.memory import reuse_memory
 
 CIFAR10_FOLDER = "data"  # in the current folder
@@ -94,12 +94,16 @@ def checksum(folder: Path, *splits: LabeledImages) -> str:
 
 
 def download_cifar10() -> None:
-    """Download CIFAR-10 unless it is already there. Exit with an error message on failure."""
+    """Download CIFAR-10 unless it is already there.
+
+    Raises:
+        UserError: this is not possible.
+    """
     try:
         with first_process_first():
             CIFAR10(CIFAR10_FOLDER, download=True)
     except (OSError, RuntimeError) as error:
-        sys.exit(f"error: cannot download CIFAR-10: {error}")
+        raise UserError(f"cannot download CIFAR-10: {error}") from error
 
 
 # The random crops of an epoch

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from examples.device import find_device
+from examples.errors import UserError
 
 # torchrun sets these variables in each process that it starts.
 RANK = int(os.environ.get("RANK", 0))
@@ -22,14 +22,17 @@ def join_processes(device_name: str) -> torch.device:
     """Connect this process to the others, if there are any. Return its device.
 
     On GPUs, each process of a machine has one of its own.
+
+    Raises:
+        UserError: there are others, but nothing says how to reach them.
     """
     if WORLD_SIZE == 1:
         return find_device(device_name)
 
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        sys.exit(
-            f"error: the environment has WORLD_SIZE={WORLD_SIZE} without {', '.join(missing)}: "
+        raise UserError(
+            f"the environment has WORLD_SIZE={WORLD_SIZE} without {', '.join(missing)}: "
             "start several processes with torchrun, or unset WORLD_SIZE for one process"
         )
     if not device_name.startswith("cuda"):

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tyro.conf import Positional
 
+from examples.checkpoint_file import read_checkpoint
 from examples.data import Images, load_images, training_loader, validation_loader
 from examples.distributed import (
     RANK,
@@ -40,17 +41,11 @@ from examples.distributed import (
     mean_over_processes,
     print_once,
 )
-from examples.images import ImageError, normalize
+from examples.errors import ImageError, UserError
+from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
-from examples.weights import (
-    MODELS,
-    Classifier,
-    WeightsError,
-    load_file,
-    load_official,
-    read_checkpoint,
-)
+from examples.weights import MODELS, Classifier, load_file, load_official
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for batches of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
@@ -158,7 +153,7 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
         copy_running_statistics(network)
         row |= evaluate(config, network, val_loader, device)
         if not math.isfinite(row["val_loss"]):
-            sys.exit(f"error: the validation loss of epoch {epoch} is not finite: try a lower --lr")
+            raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
 
         if RANK == 0:
@@ -210,8 +205,8 @@ def train_one_epoch(
             seen += len(labels)
             if step % 50 == 0 or step == len(loader):  # seldom: reading the loss waits for the GPU
                 if not loss_sum.isfinite():
-                    sys.exit(
-                        f"error: the training loss is not finite by step {step} of epoch {epoch}: "
+                    raise UserError(
+                        f"the training loss is not finite by step {step} of epoch {epoch}: "
                         "try a lower --lr"
                     )
                 bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.2g}")
@@ -291,11 +286,12 @@ def normalized_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalized images (N, 3, H, W) and labels (N,) on the device.
 
-    If a batch is the `ImageError` of a damaged image, exit with its message.
+    Raises:
+        ImageError: an image cannot be read.
     """
     for batch in batches:
         if isinstance(batch, ImageError):
-            sys.exit(f"error: {batch}")
+            raise batch
         images, labels = batch
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         yield normalize(images), labels.to(device, non_blocking=True)
@@ -342,7 +338,8 @@ def save_checkpoint(
 def load_checkpoint(out: str) -> dict[str, Any]:
     """Return the checkpoint of the run in the folder `out`.
 
-    Exit with an error message if there is none, or if this version cannot continue from it.
+    Raises:
+        UserError: there is none, or this version or these processes cannot continue from it.
     """
     path = Path(out, "last.ckpt")
     require(path.exists(), f"no run to resume in {out}: it has no last.ckpt")
@@ -360,7 +357,8 @@ def load_checkpoint(out: str) -> dict[str, Any]:
 def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -> Config:
     """Return the options of the run in the folder `out`, and those given now that may change.
 
-    Exit with an error message if another option is given and has changed.
+    Raises:
+        UserError: another option is given and has changed.
     """
     saved = Config(**{**checkpoint["config"], "out": out, "resume": True})
     config = parse(arguments, default=saved)
@@ -370,18 +368,18 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
         if name not in MAY_CHANGE_ON_RESUME and value != getattr(saved, name)
     ]
     if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
-        sys.exit(
-            f"error: the run in {out} has ended after its {saved.epochs} epochs: to train its "
+        raise UserError(
+            f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
             f"network further, start a new run with --weights {Path(out, 'model.pt')}"
         )
     for name in changed:
         option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
-        sys.exit(f"error: the run in {out} used --{option} {before}, not {now}")
+        raise UserError(f"the run in {out} used --{option} {before}, not {now}")
     return config
 
 
 def check_no_run(out: str) -> None:
-    """Exit with an error message if the folder `out` holds a run with at least one epoch."""
+    """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
     path = Path(out, "last.ckpt")
     if path.exists():
         require(
@@ -433,7 +431,10 @@ def draw_curves(table: pd.DataFrame, title: str, file: BinaryIO) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a temporary file, then rename it to `path`, so that `path` is never half written.
 
-    Create its folder if there is none. Exit with an error message if this is not possible.
+    Create its folder if there is none.
+
+    Raises:
+        UserError: this is not possible.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -445,7 +446,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        sys.exit(f"error: cannot write {path}: {error.strerror}")
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 # The network
@@ -454,7 +455,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def load_initial(config: Config) -> Classifier | None:
     """Return the network of --weights or --pretrained, or None for random weights."""
     if config.weights:
-        return load_file(config.weights, config.model)
+        return load_file(config.weights, config.model, head_optional=not config.evaluate)
     if config.pretrained:
         with first_process_first():
             return load_official(config.model or "resnet18")
@@ -465,7 +466,9 @@ def build_network(config: Config, initial: Classifier | None, classes: list[str]
     """Return the network to train or evaluate.
 
     If the initial weights are for other classes, the network gets a new head with random weights.
-    With --evaluate, exit with an error message instead.
+
+    Raises:
+        UserError: they are for other classes, and are to be evaluated.
     """
     network = MODELS[config.model](num_classes=len(classes))
     if initial is None:
@@ -476,7 +479,7 @@ def build_network(config: Config, initial: Classifier | None, classes: list[str]
         return initial.network
 
     if config.evaluate:
-        sys.exit(f"error: {describe_other_classes(initial, classes, config.data)}")
+        raise UserError(describe_other_classes(initial, classes, config.data))
     head = HEAD_NAMES[config.model]
     setattr(initial.network, head, getattr(network, head))
     return initial.network
@@ -530,13 +533,13 @@ def read_options(arguments: list[str]) -> tuple[Config, dict[str, Any] | None]:
 
 
 def require(condition: object, message: str) -> None:
-    """Exit with a one-line error message unless the condition is true."""
+    """Raise `UserError` unless the condition is true."""
     if not condition:
-        sys.exit(f"error: {message}")
+        raise UserError(message)
 
 
 def check_options(config: Config) -> None:
-    """Exit with a one-line error message if an option is invalid."""
+    """Raise `UserError` if an option is invalid."""
     require(config.epochs >= 1, "--epochs must be at least 1")
     require(config.batch_size >= 1, "--batch-size must be at least 1")
     require(
@@ -564,7 +567,7 @@ def check_options(config: Config) -> None:
 
 
 def check_image_size(config: Config) -> None:
-    """Exit with a one-line error message if the images are too small for the network."""
+    """Raise `UserError` if the images are too small for the network."""
     size = config.image_size
     if config.model == "alexnet":
         require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
@@ -578,7 +581,7 @@ def check_image_size(config: Config) -> None:
 
 
 def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | None) -> None:
-    """Exit with an error message if the images do not fill a batch or are not those of the run."""
+    """Raise `UserError` if the images do not fill a batch or are not those of the run."""
     require(
         len(images.train) >= config.batch_size,
         f"{len(images.train)} training images do not fill a batch of {config.batch_size}: "
@@ -660,7 +663,7 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate_weights(config)
         else:
             train(config, checkpoint)
-    except (ImageError, WeightsError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         line = "interrupted: --resume continues a run after its last finished epoch"

@@ -11,8 +11,8 @@ import pytest
 for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
 
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.train import main  # noqa: E402
-from examples.weights import read_checkpoint  # noqa: E402
 from tests.examples.command import refusal  # noqa: E402
 from tests.examples.training import (  # noqa: E402
     ROOT,

@@ -16,8 +16,9 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 import pandas as pd  # noqa: E402
 
 from examples import images  # noqa: E402
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.train import learning_rate, main  # noqa: E402
-from examples.weights import load_file, load_official, read_checkpoint  # noqa: E402
+from examples.weights import load_file, load_official  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
 
@@ -165,6 +166,19 @@ def test_fine_tuning_keeps_the_weights_and_replaces_the_head(finished, tmp_path)
     start = read_checkpoint(file)["state_dict"]
     torch.testing.assert_close(tuned.network.layer4[1].conv2.weight, start["layer4.1.conv2.weight"])
     assert tuned.network.fc.out_features == 2
+
+
+def test_backbone_without_its_head_is_trained_further_but_not_evaluated(finished, digits, tmp_path):
+    backbone = read_checkpoint(finished / "model.pt")["state_dict"]
+    del backbone["fc.weight"], backbone["fc.bias"]
+    torch.save(backbone, tmp_path / "backbone.pt")
+    more = "--weights", tmp_path / "backbone.pt", "--lr", 1e-9, "--epochs", 1
+    result = call(main, *arguments(digits, tmp_path / "run", *more))
+    assert (result.status, result.stderr.count("holds no last layer fc")) == (0, 1), result
+    tuned = load_file(tmp_path / "run" / "model.pt").network
+    torch.testing.assert_close(tuned.conv1.weight, backbone["conv1.weight"])
+
+    assert "no classes" in refusal(main, digits, "--evaluate", *more[:2])
 
 
 def test_fine_tuning_on_the_same_classes_keeps_the_head(finished, digits, tmp_path):

@@ -10,10 +10,10 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
 
 from examples import data as data_module  # noqa: E402
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.data import RandomCrops  # noqa: E402
 from examples.images import LabeledImages, train_transform  # noqa: E402
 from examples.train import main  # noqa: E402
-from examples.weights import read_checkpoint  # noqa: E402
 from tests.examples.command import call  # noqa: E402
 from tests.examples.training import (  # noqa: E402
     TIMEOUT,
