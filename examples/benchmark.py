@@ -191,10 +191,11 @@ def build_network(name: str, images: Tensor, seed: int = 0) -> nn.Module:
 
 def load_images(size: int, count: int) -> Tensor:
     """Return normalized random crops of a photograph, float32 (count, 3, size, size)."""
-    photograph = open_image(Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    path = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     crop = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
     torch.manual_seed(0)
-    images: Tensor = normalize(torch.stack([crop(photograph) for _ in range(count)]))
+    with open_image(path) as photograph:
+        images: Tensor = normalize(torch.stack([crop(photograph) for _ in range(count)]))
     return images
 
 

@@ -110,15 +110,12 @@ def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], i
         if not path.is_dir():
             files.append(path)
             continue
-        try:
-            images, others = find_images(path)
-        except ImageError as error:
-            errors.append(error)
-            continue
-        if not images:
+        images, others, unreadable = find_images(path)
+        if not (images or unreadable):
             errors.append(ImageError(f"{path}: no images in this folder"))
         files += images
         ignored += others
+        errors += unreadable
     return files, errors, ignored
 
 
@@ -134,10 +131,8 @@ def read_batches(
     transform = val_transform(size)
 
     def read(path: Path) -> Picture | ImageError:
-        try:
-            return Picture(path, read_image(path, transform, size))
-        except ImageError as error:
-            return error
+        pixels = read_image(path, transform, size)
+        return pixels if isinstance(pixels, ImageError) else Picture(path, pixels)
 
     reading = pool.map(read, files[:batch_size])
     for start in range(batch_size, len(files) + batch_size, batch_size):

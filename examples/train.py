@@ -1,21 +1,22 @@
 """Train, fine-tune or evaluate AlexNet or ResNet-18.
 
-python -m examples.train cifar10 --image-size 64 --epochs 20
-python -m examples.train DATA --pretrained --lr 0.01 --epochs 5
-python -m examples.train DATA --weights run/model.pt --evaluate
-torchrun --nproc-per-node 4 -m examples.train DATA
+python -m examples.train cifar10 --image-size 64 --epochs 20 --out runs/cifar10
+python -m examples.train --resume --out runs/cifar10
+python -m examples.train DATA --pretrained --epochs 5 --out runs/tuned
+python -m examples.train DATA --weights runs/tuned/model.pt --evaluate
+torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
 
-import inspect
 import math
-import os
+import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import pandas as pd
 import torch
@@ -24,35 +25,31 @@ import torch.nn.functional as F
 import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
-from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from examples.data import Images, collate, download_cifar10, load_images
-from examples.device import find_device
-from examples.images import ImageError, normalize
+from examples.checkpoint_file import read_checkpoint
+from examples.data import Images, load_images, training_loader, validation_loader
+from examples.distributed import (
+    RANK,
+    WORLD_SIZE,
+    copy_running_statistics,
+    first_process_first,
+    join_processes,
+    mean_over_processes,
+    print_once,
+)
+from examples.errors import ImageError, UserError
+from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
-from examples.weights import (
-    MODELS,
-    Classifier,
-    WeightsError,
-    load_file,
-    load_official,
-    read_checkpoint,
-)
+from examples.weights import MODELS, Classifier, load_file, load_official
 
-LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for a batch of 256 images
+LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for batches of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
 HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
-
-# torchrun sets these variables in each process that it starts. Without it there is one process.
-RANK = int(os.environ.get("RANK", 0))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
@@ -70,59 +67,55 @@ class Config:
     evaluate: bool = False
     """Print the accuracy and loss on DATA/val, then exit."""
     resume: bool = False
-    """Continue the run in --out after its last finished epoch."""
-    out: str = "run"
+    """Continue the run in --out after its last finished epoch, with the options that it has."""
+    out: str = "runs/train"
     """Folder for the results."""
 
     epochs: int = 90
     """Number of passes over the training images."""
     batch_size: int = 64
     """Images per training step, in total over all processes."""
-    lr: Annotated[float | None, hint("FLOAT", "default: 0.02 for AlexNet, 0.1 for ResNet-18")] = (
-        None
-    )
-    """Peak learning rate for a batch of 256 images. The rate used is lr × batch_size / 256."""
+    lr: Annotated[float | None, hint("FLOAT", "default: proportional to --batch-size")] = None
+    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18)."""
     weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
     """Weight decay. In the papers, it is 0.0005 for AlexNet and 0.0001 for ResNet-18."""
     label_smoothing: float = 0.0
     """Fraction of each label that is spread evenly over all classes."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
-
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """PyTorch device, such as cpu, cuda:1 or mps."""
-    workers: int = 2
-    """DataLoader workers per training process."""
     seed: int = 0
     """Random seed for the initial weights, the order of the images, the crops and dropout."""
 
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device, such as cpu, cuda:1 or mps."""
+    workers: Annotated[int | None, hint("INT", "default: one for each CPU core, at most 16")] = None
+    """Processes that read images, for each training process. They do not affect the result."""
 
-def train(config: Config) -> None:
-    """Train or fine-tune a network. Write its weights, metrics and curves to --out."""
-    device = join_processes(config)
-    checkpoint = load_checkpoint(config)
-    if checkpoint:
-        initial = None
-        config = restore_options(config, checkpoint["config"])
-    else:
-        initial = load_initial(config)
-        config = fill_in_defaults(config, initial)
+
+# These options may change when a run is resumed: they do not affect its result.
+MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
+
+
+def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
+    """Train or fine-tune a network. Write its weights, metrics and curves to --out.
+
+    Args:
+        config: the options.
+        checkpoint: what `save_checkpoint` wrote, to continue from. None: start a new run.
+    """
+    device = join_processes(config.device)
+    initial = None if checkpoint else load_initial(config)
+    config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = prepare_images(config)
-    if checkpoint and checkpoint["images"] != images.description:
-        before = checkpoint["images"]
-        sys.exit(f"error: the run in {config.out} used {before}, not {images.description}")
-
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        images.train, WORLD_SIZE, RANK, seed=config.seed, drop_last=True
+    images = load_images(config.data, config.image_size, val_only=False)
+    check_images(config, images, checkpoint)
+    train_loader = training_loader(
+        images.train, config.seed, config.batch_size, config.workers, device
     )
-    train_loader = training_loader(config, images.train, sampler, device)
-    val_loader = validation_loader(config, images.val, device)
+    val_loader = validation_loader(images.val, config.batch_size, config.workers, device)
 
     torch.manual_seed(config.seed)
     network = build_network(config, initial, images.classes)
@@ -137,36 +130,36 @@ def train(config: Config) -> None:
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
     )
     rows: list[dict[str, float]] = []  # of metrics.csv, one for each finished epoch
+
     if checkpoint:
         network.load_state_dict(checkpoint["network"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
         rows = checkpoint["rows"]
 
-    if config.compile:
-        network.compile()  # in place, so the weights keep their names
-    model = network
-    if WORLD_SIZE > 1:
-        model = average_gradients(network)
+    model = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
 
-    create_folder(config.out)
+    if RANK == 0 and not checkpoint:  # now, to learn before the first step if --out is read-only
+        save_checkpoint(config, network, optimizer, scaler, images, rows)
     print_once(describe_run(config, network, images, device, len(train_loader)))
+    if checkpoint:
+        print_once(describe_resume(config, rows))
+
     for epoch in range(len(rows) + 1, config.epochs + 1):
-        sampler.set_epoch(epoch)
-        torch.manual_seed(hash((config.seed, epoch, RANK)))  # so a resumed run draws the same crops
+        train_loader.sampler.set_epoch(epoch)
+        torch.manual_seed(hash((config.seed, epoch, RANK)))  # for dropout, also in a resumed run
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
-        if WORLD_SIZE > 1:
-            average_batch_norm(network)  # each process has seen different images
+        copy_running_statistics(network)
         row |= evaluate(config, network, val_loader, device)
         if not math.isfinite(row["val_loss"]):
-            sys.exit(f"error: the validation loss of epoch {epoch} is not finite: try a lower --lr")
+            raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
 
         if RANK == 0:
             save_results(config, network, images.classes, rows)
             save_checkpoint(config, network, optimizer, scaler, images, rows)
-        print_once(describe_epoch(config, rows[-1]))
+        print_once(describe_epoch(config, rows[-1], len(images.classes)))
 
 
 def train_one_epoch(
@@ -187,7 +180,6 @@ def train_one_epoch(
     model.train()
     dtype = getattr(torch, config.precision)
     autocast = partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
-    peak = config.lr * config.batch_size / 256
     loss_sum, correct = torch.zeros(2, device=device)
     seen = 0
     start = time.perf_counter()
@@ -196,7 +188,7 @@ def train_one_epoch(
         for step, (images, labels) in enumerate(normalized_batches(bar, device), start=1):
             # Taken at the middle of the step, so that no step has a learning rate of zero.
             progress = (epoch - 1 + (step - 0.5) / len(loader)) / config.epochs
-            lr = learning_rate(progress, peak)
+            lr = learning_rate(progress, config.lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
@@ -213,8 +205,8 @@ def train_one_epoch(
             seen += len(labels)
             if step % 50 == 0 or step == len(loader):  # seldom: reading the loss waits for the GPU
                 if not loss_sum.isfinite():
-                    sys.exit(
-                        f"error: the training loss is not finite by step {step} of epoch {epoch}: "
+                    raise UserError(
+                        f"the training loss is not finite by step {step} of epoch {epoch}: "
                         "try a lower --lr"
                     )
                 bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.2g}")
@@ -262,20 +254,19 @@ def evaluate(
 
 def evaluate_weights(config: Config) -> None:
     """Print the accuracy and loss of the weights on the validation images."""
-    device = join_processes(config)
+    device = join_processes(config.device)
     initial = load_initial(config)
     config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = prepare_images(config)
+    images = load_images(config.data, config.image_size, val_only=True)
+    loader = validation_loader(images.val, config.batch_size, config.workers, device)
     network = build_network(config, initial, images.classes)
     network.to(device).to(memory_format=torch.channels_last)
 
-    result = evaluate(config, network, validation_loader(config, images.val, device), device)
-    print_once(
-        f"top-1 {result['val_top1']:.3f}%, top-5 {result['val_top5']:.3f}%, "
-        f"loss {result['val_loss']:.3f}: {len(images.val):,} images"
-    )
+    row = evaluate(config, network, loader, device)
+    accuracy = describe_accuracy(row, len(images.classes), digits=3)
+    print_once(f"{accuracy}, loss {row['val_loss']:.3f}: {len(images.val):,} images")
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -295,11 +286,12 @@ def normalized_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalized images (N, 3, H, W) and labels (N,) on the device.
 
-    If a batch is the `ImageError` of a damaged image, exit with its message.
+    Raises:
+        ImageError: an image cannot be read.
     """
     for batch in batches:
         if isinstance(batch, ImageError):
-            sys.exit(f"error: {batch}")
+            raise batch
         images, labels = batch
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         yield normalize(images), labels.to(device, non_blocking=True)
@@ -317,198 +309,7 @@ def progress_bar(loader: DataLoader[Any], title: str) -> tqdm:
     )
 
 
-def mean_over_processes(total: Tensor, count: int) -> float:
-    """Return total / count, where both are summed over all processes."""
-    sums = torch.stack([total.float(), torch.tensor(float(count), device=total.device)])
-    if WORLD_SIZE > 1:
-        dist.all_reduce(sums)
-    return (sums[0] / sums[1]).item()
-
-
-def average_gradients(network: nn.Module) -> nn.Module:
-    """Wrap the network, so that its gradients are averaged over all processes.
-
-    Each process keeps its own running statistics of batch norm. By default, those of the first
-    process would replace the others before each step.
-    """
-    arguments = inspect.signature(DistributedDataParallel).parameters
-    if "forward_sync_buffers" in arguments:  # the name in newer versions of PyTorch
-        return DistributedDataParallel(network, forward_sync_buffers=False)
-    return DistributedDataParallel(network, broadcast_buffers=False)
-
-
-def average_batch_norm(network: nn.Module) -> None:
-    """Replace the running statistics of batch norm by their mean over all processes."""
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= WORLD_SIZE
-
-
-def training_loader(
-    config: Config, images: Dataset[Any], sampler: DistributedSampler[Any], device: torch.device
-) -> DataLoader[Any]:
-    """Return a loader of full batches in the order of the sampler."""
-    if len(images) < config.batch_size:
-        sys.exit(
-            f"error: {len(images)} training images do not fill a batch of {config.batch_size}: "
-            "choose a smaller --batch-size"
-        )
-    return DataLoader(
-        images,
-        batch_size=config.batch_size // WORLD_SIZE,
-        sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        drop_last=True,
-    )
-
-
-def validation_loader(
-    config: Config, images: Dataset[Any], device: torch.device
-) -> DataLoader[Any]:
-    """Return a loader of this process's share of the images. Each image is in one share only."""
-    indices = range(RANK, len(images), WORLD_SIZE)
-    return DataLoader(
-        Subset(images, indices),
-        batch_size=config.batch_size // WORLD_SIZE,
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
-
-
-def require(condition: object, message: str) -> None:
-    """Exit with a one-line error message unless the condition is true."""
-    if not condition:
-        sys.exit(f"error: {message}")
-
-
-def check_options(config: Config) -> None:
-    """Exit with a one-line error message if an option is invalid."""
-    require(config.epochs >= 1, "--epochs must be at least 1")
-    require(config.batch_size >= 1, "--batch-size must be at least 1")
-    require(
-        config.batch_size % WORLD_SIZE == 0,
-        f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
-    )
-    require(config.workers >= 0, "--workers must not be negative")
-    require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
-    if config.lr is not None:
-        require(0 < config.lr < math.inf, "--lr must be positive and finite")
-    if config.weight_decay is not None:
-        require(
-            0 <= config.weight_decay < math.inf, "--weight-decay must be finite and not negative"
-        )
-    if config.image_size is not None:
-        require(config.image_size >= 1, "--image-size must be at least 1")
-
-    require(
-        not (config.pretrained and config.weights),
-        "--pretrained and --weights cannot be used together",
-    )
-    if config.evaluate:
-        require(config.pretrained or config.weights, "--evaluate needs --weights or --pretrained")
-        require(not config.resume, "--evaluate and --resume cannot be used together")
-
-
-def check_image_size(config: Config) -> None:
-    """Exit with a one-line error message if the images are too small for the network."""
-    size = config.image_size
-    if config.model == "alexnet":
-        require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
-    elif not config.evaluate:
-        # Up to 32 x 32 pixels, the last layers see one pixel of each image.
-        require(
-            size > 32 or config.batch_size > WORLD_SIZE,
-            "batch norm needs more than one value per channel: raise --batch-size, or raise "
-            "--image-size above 32",
-        )
-
-
-def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
-    """Fill in the defaults that depend on the initial weights or on the network."""
-    model = initial.name if initial else config.model or "resnet18"
-    image_size = initial.image_size if initial else 224
-    return replace(
-        config,
-        model=model,
-        image_size=image_size if config.image_size is None else config.image_size,
-        lr=LEARNING_RATES[model] if config.lr is None else config.lr,
-        weight_decay=WEIGHT_DECAYS[model] if config.weight_decay is None else config.weight_decay,
-    )
-
-
-# Options that may change when a run is resumed, because they do not affect the result.
-MAY_CHANGE_ON_RESUME = ("data", "weights", "out", "resume", "evaluate", "device", "workers")
-
-
-def restore_options(config: Config, saved: dict[str, Any]) -> Config:
-    """Combine the options that a run was started with and those that are given now.
-
-    Exit with an error message if an option that affects the result has changed.
-    """
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    for name, value in given.items():
-        if name not in MAY_CHANGE_ON_RESUME and value != saved[name]:
-            option = name.replace("_", "-")
-            sys.exit(f"error: the run in {config.out} used --{option} {saved[name]}, not {value}")
-    if config.weights and not saved["weights"]:
-        sys.exit(f"error: the run in {config.out} did not start from --weights")
-    return Config(**{**saved, **given})
-
-
-def join_processes(config: Config) -> torch.device:
-    """Connect this process to the others that torchrun started, if any. Return its device."""
-    device = find_device(config.device)
-    if WORLD_SIZE > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", LOCAL_RANK)
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def prepare_images(config: Config) -> Images:
-    """Return the images of the run. Download CIFAR-10 if the run uses it."""
-    if config.data == "cifar10":
-        if LOCAL_RANK == 0:
-            download_cifar10()
-        if WORLD_SIZE > 1:
-            dist.barrier()
-    return load_images(config.data, config.image_size, val_only=config.evaluate)
-
-
-def load_initial(config: Config) -> Classifier | None:
-    """Return the network of --weights or --pretrained, or None for random weights."""
-    if config.weights:
-        return load_file(config.weights, config.model)
-    if config.pretrained:
-        return load_official(config.model or "resnet18")
-    return None
-
-
-def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
-    """Return the network to train or evaluate.
-
-    If the initial weights are for other classes, the network gets a new head with random weights.
-    With --evaluate, exit with an error message instead.
-    """
-    network = MODELS[config.model](num_classes=len(classes))
-    if initial is None:
-        return network
-
-    same_number = len(initial.classes) == len(classes)
-    if same_number and (initial.classes == classes or not initial.classes_known):
-        return initial.network
-
-    if config.evaluate:
-        few = ", ".join(initial.classes[:3])
-        sys.exit(f"error: the weights are for {len(initial.classes)} other classes: {few}, …")
-    head = HEAD_NAMES[config.model]
-    setattr(initial.network, head, getattr(network, head))
-    return initial.network
+# The checkpoint of a run
 
 
 def save_checkpoint(
@@ -534,34 +335,60 @@ def save_checkpoint(
     write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
 
 
-def load_checkpoint(config: Config) -> dict[str, Any] | None:
-    """Return the checkpoint in --out, or None if the run has not finished an epoch.
+def load_checkpoint(out: str) -> dict[str, Any]:
+    """Return the checkpoint of the run in the folder `out`.
 
-    Exit with an error message if there is a checkpoint but no --resume, or if the run cannot
-    continue from the checkpoint.
+    Raises:
+        UserError: there is none, or this version or these processes cannot continue from it.
     """
-    path = Path(config.out, "last.ckpt")
-    if not path.exists():
-        return None  # also with --resume: a run that was killed in its first epoch starts again
-    if not config.resume:
-        sys.exit(f"error: {config.out} already holds a run: add --resume or choose another --out")
+    path = Path(out, "last.ckpt")
+    require(path.exists(), f"no run to resume in {out}: it has no last.ckpt")
     checkpoint: dict[str, Any] = read_checkpoint(path)
-    if "config" not in checkpoint:
-        sys.exit(f"error: {path} is not a checkpoint of examples.train")
-    if checkpoint["processes"] != WORLD_SIZE:
-        before = checkpoint["processes"]
-        sys.exit(f"error: the run in {config.out} used {before} process(es), not {WORLD_SIZE}")
+    require("config" in checkpoint, f"{path} is not a checkpoint of examples.train")
+    require(
+        checkpoint["config"].keys() == {field.name for field in fields(Config)},
+        f"{path} is from another version of examples.train: start a new run with --weights {path}",
+    )
+    before = checkpoint["processes"]
+    require(before == WORLD_SIZE, f"the run in {out} used {before} process(es), not {WORLD_SIZE}")
     return checkpoint
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a temporary file, then rename it to `path`, so that `path` is never half written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -> Config:
+    """Return the options of the run in the folder `out`, and those given now that may change.
+
+    Raises:
+        UserError: another option is given and has changed.
+    """
+    saved = Config(**{**checkpoint["config"], "out": out, "resume": True})
+    config = parse(arguments, default=saved)
+    changed = [
+        name
+        for name, value in asdict(config).items()
+        if name not in MAY_CHANGE_ON_RESUME and value != getattr(saved, name)
+    ]
+    if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
+        raise UserError(
+            f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
+            f"network further, start a new run with --weights {Path(out, 'model.pt')}"
+        )
+    for name in changed:
+        option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
+        raise UserError(f"the run in {out} used --{option} {before}, not {now}")
+    return config
+
+
+def check_no_run(out: str) -> None:
+    """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
+    path = Path(out, "last.ckpt")
+    if path.exists():
+        require(
+            read_checkpoint(path).get("rows") == [],
+            f"{out} already holds a run: add --resume or choose another --out",
+        )
+
+
+# The results of a run
 
 
 def save_results(
@@ -583,7 +410,7 @@ def save_results(
         write_atomically(out / "model.pt", partial(torch.save, best))
 
 
-def draw_curves(table: pd.DataFrame, title: str, path: Path) -> None:
+def draw_curves(table: pd.DataFrame, title: str, file: BinaryIO) -> None:
     """Plot the loss and the top-1 accuracy over the epochs, as a PNG file."""
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     figure.suptitle(title)
@@ -598,70 +425,249 @@ def draw_curves(table: pd.DataFrame, title: str, path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, format="png")
+    figure.savefig(file, format="png")
 
 
-def create_folder(out: str) -> None:
-    """Create the folder for the results. Exit with a one-line error message on failure."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a temporary file, then rename it to `path`, so that `path` is never half written.
+
+    Create its folder if there is none.
+
+    Raises:
+        UserError: this is not possible.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        sys.exit(f"error: cannot create the folder {out}: {error.strerror}")
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def print_once(line: str) -> None:
-    """Print a line, in the first process only."""
-    if RANK == 0:
-        print(line, flush=True)
+# The network
+
+
+def load_initial(config: Config) -> Classifier | None:
+    """Return the network of --weights or --pretrained, or None for random weights."""
+    if config.weights:
+        return load_file(config.weights, config.model, head_optional=not config.evaluate)
+    if config.pretrained:
+        with first_process_first():
+            return load_official(config.model or "resnet18")
+    return None
+
+
+def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
+    """Return the network to train or evaluate.
+
+    If the initial weights are for other classes, the network gets a new head with random weights.
+
+    Raises:
+        UserError: they are for other classes, and are to be evaluated.
+    """
+    network = MODELS[config.model](num_classes=len(classes))
+    if initial is None:
+        return network
+
+    same_number = len(initial.classes) == len(classes)
+    if same_number and (initial.classes == classes or not initial.classes_known):
+        return initial.network
+
+    if config.evaluate:
+        raise UserError(describe_other_classes(initial, classes, config.data))
+    head = HEAD_NAMES[config.model]
+    setattr(initial.network, head, getattr(network, head))
+    return initial.network
+
+
+def describe_other_classes(initial: Classifier, classes: list[str], data: str) -> str:
+    """Return how the classes of the weights differ from those of the data set."""
+    if not initial.classes_known:
+        return f"the weights are for {len(initial.classes)} classes, and {data} has {len(classes)}"
+    differences = [
+        f"only {owner} {verb} {textwrap.shorten(', '.join(names), 200)}"
+        for owner, verb, names in (
+            ("the weights", "have", [name for name in initial.classes if name not in classes]),
+            (data, "has", [name for name in classes if name not in initial.classes]),
+        )
+        if names
+    ]
+    difference = "; ".join(differences) or "their order"
+    return f"the classes of the weights differ from those of {data}: {difference}"
+
+
+# The options
+
+
+def parse(arguments: list[str], default: Config | None = None) -> Config:
+    """Return the options. What is not given is as in `default`."""
+    # Of the flags --x and --no-x, there is only that which changes the default. When a run is
+    # resumed, those that it was started with can be given again.
+    flags = () if default else (tyro.conf.FlagCreatePairsOff,)
+    config: Config = tyro.cli(
+        Config, prog="python -m examples.train", args=arguments, default=default, config=flags
+    )
+    return config
+
+
+def read_options(arguments: list[str]) -> tuple[Config, dict[str, Any] | None]:
+    """Return the options, and with --resume the checkpoint to continue from.
+
+    With --resume, the options that are not given are those of the run.
+    """
+    if "--resume" in arguments:
+        given = parse(arguments, default=Config(data=""))
+        require(not given.evaluate, "--evaluate and --resume cannot be used together")
+        checkpoint = load_checkpoint(given.out)
+        return resume_options(arguments, checkpoint, given.out), checkpoint
+
+    config = parse(arguments)
+    if not config.evaluate:
+        check_no_run(config.out)
+    return config, None
+
+
+def require(condition: object, message: str) -> None:
+    """Raise `UserError` unless the condition is true."""
+    if not condition:
+        raise UserError(message)
+
+
+def check_options(config: Config) -> None:
+    """Raise `UserError` if an option is invalid."""
+    require(config.epochs >= 1, "--epochs must be at least 1")
+    require(config.batch_size >= 1, "--batch-size must be at least 1")
+    require(
+        config.batch_size % WORLD_SIZE == 0,
+        f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
+    )
+    if config.workers is not None:
+        require(config.workers >= 0, "--workers must not be negative")
+    require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
+    if config.lr is not None:
+        require(0 < config.lr < math.inf, "--lr must be positive and finite")
+    if config.weight_decay is not None:
+        require(
+            0 <= config.weight_decay < math.inf, "--weight-decay must be finite and not negative"
+        )
+    if config.image_size is not None:
+        require(config.image_size >= 1, "--image-size must be at least 1")
+
+    require(
+        not (config.pretrained and config.weights),
+        "--pretrained and --weights cannot be used together",
+    )
+    if config.evaluate:
+        require(config.pretrained or config.weights, "--evaluate needs --weights or --pretrained")
+
+
+def check_image_size(config: Config) -> None:
+    """Raise `UserError` if the images are too small for the network."""
+    size = config.image_size
+    if config.model == "alexnet":
+        require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
+    elif not config.evaluate:
+        # Up to 32 x 32 pixels, the last layers see one pixel of each image.
+        require(
+            size > 32 or config.batch_size > WORLD_SIZE,
+            "batch norm needs more than one value per channel: raise --batch-size, or raise "
+            "--image-size above 32",
+        )
+
+
+def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | None) -> None:
+    """Raise `UserError` if the images do not fill a batch or are not those of the run."""
+    require(
+        len(images.train) >= config.batch_size,
+        f"{len(images.train)} training images do not fill a batch of {config.batch_size}: "
+        "choose a smaller --batch-size",
+    )
+    if checkpoint:
+        before = checkpoint["images"]
+        require(
+            before == images.description,
+            f"the run in {config.out} used {before}, not {images.description}",
+        )
+
+
+def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
+    """Fill in the defaults that depend on the initial weights, the network or the batch size."""
+    model = config.model or (initial.name if initial else "resnet18")
+    defaults = {
+        "model": model,
+        "image_size": initial.image_size if initial else 224,
+        "lr": LEARNING_RATES[model] * config.batch_size / 256,
+        "weight_decay": WEIGHT_DECAYS[model],
+    }
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return replace(config, **missing)
+
+
+# What is printed
 
 
 def describe_run(
     config: Config, network: nn.Module, images: Images, device: torch.device, steps: int
 ) -> str:
-    """Return one line with the network, the device and the sizes of the data set."""
+    """Return one line with the network, the device, the size of the data set and the steps."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     ignored = f" ({images.ignored:,} other files ignored)" if images.ignored else ""
     processes = f" in {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
     return (
         f"{config.model}, {parameters:,} parameters, on {device}{processes}: "
         f"{len(images.train):,} training and {len(images.val):,} validation images of "
-        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch"
+        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch, "
+        f"learning rate {config.lr:g}"
     )
 
 
-def describe_epoch(config: Config, row: dict[str, float]) -> str:
+def describe_resume(config: Config, rows: list[dict[str, float]]) -> str:
+    """Return one line that says where a resumed run continues."""
+    if not rows:
+        return f"the run in {config.out} was stopped in its first epoch and starts again"
+    if len(rows) == config.epochs:
+        return f"the run in {config.out} has ended after its {config.epochs} epochs"
+    return f"the run in {config.out} continues after epoch {len(rows)}/{config.epochs}"
+
+
+def describe_epoch(config: Config, row: dict[str, float], num_classes: int) -> str:
     """Return one line with the metrics of an epoch."""
     return (
         f"epoch {row['epoch']}/{config.epochs}: "
         f"training loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.2f}%; "
-        f"validation loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.2f}%, "
-        f"top-5 {row['val_top5']:.2f}%; {row['images/s']:.0f} images/s"
+        f"validation loss {row['val_loss']:.3f}, {describe_accuracy(row, num_classes, digits=2)}; "
+        f"{row['images/s']:.0f} images/s"
     )
+
+
+def describe_accuracy(row: dict[str, float], num_classes: int, digits: int) -> str:
+    """Return the validation accuracies: of five classes or fewer, only the top-1."""
+    top1 = f"top-1 {row['val_top1']:.{digits}f}%"
+    if num_classes <= 5:
+        return top1
+    return f"{top1}, top-5 {row['val_top5']:.{digits}f}%"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(
-        Config,
-        prog="python -m examples.train",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    check_options(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     reuse_memory()
     try:
+        config, checkpoint = read_options(sys.argv[1:] if arguments is None else arguments)
+        check_options(config)
         if config.evaluate:
             evaluate_weights(config)
         else:
-            train(config)
-    except (ImageError, WeightsError) as error:
+            train(config, checkpoint)
+    except UserError as error:
         sys.exit(f"error: {error}")
-    except BackendCompilerFailed as error:
-        if isinstance(error.inner_exception, InvalidCxxCompiler):
-            sys.exit("error: --compile needs a C++ compiler, such as g++")
-        raise
     except KeyboardInterrupt:
-        advice = "" if config.evaluate else ": --resume continues after the last finished epoch"
-        sys.exit(f"interrupted{advice}")
+        line = "interrupted: --resume continues a run after its last finished epoch"
+        sys.exit(line if RANK == 0 else 1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,7 +1,11 @@
 """Which files are images, and that their pixels are what a person sees."""
 
+import contextlib
+import io
 import os
+import pickle
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -9,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from torchvision.transforms import v2
 
 cbook = pytest.importorskip("matplotlib.cbook")
 
+from examples.errors import ImageError  # noqa: E402
 from examples.images import (  # noqa: E402
-    ImageError,
+    FORMATS,
     LabeledImages,
     find_images,
     normalize,
@@ -31,9 +37,19 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 def pixels(path: Path) -> np.ndarray:
     """Return the picture that is read from a file, (H, W, 3)."""
-    image = open_image(path)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    with open_image(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image)
+
+
+def refusal(path: Path) -> str:
+    """Return why a file cannot be used."""
+    with pytest.raises(ImageError) as error, open_image(path):
+        pass
+    line = str(error.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line.removeprefix(f"{path}: ")
 
 
 def write_tiff(path: Path, data: bytes, bits: int, order: str = "<", white_is_zero: bool = False):
@@ -106,16 +122,14 @@ def test_more_than_8_bits_are_scaled(kind, tmp_path):
 def test_values_of_unknown_scale_are_refused_by_name(dtype, tmp_path):
     path = tmp_path / "gray.tif"
     Image.fromarray(GRAY.astype(dtype)).save(path)
-    with pytest.raises(ImageError, match=f"{path}: gray values from 0 to 255 of unknown scale"):
-        open_image(path)
+    assert refusal(path).startswith("gray values from 0 to 255 of unknown scale")
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path):
     values = (GRAY / 255).astype("float32")
     values[0, 0] = np.nan
     Image.fromarray(values).save(tmp_path / "gray.tif")
-    with pytest.raises(ImageError, match="unknown scale"):
-        open_image(tmp_path / "gray.tif")
+    assert "unknown scale" in refusal(tmp_path / "gray.tif")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
@@ -137,6 +151,85 @@ def test_transparency_is_over_white(mode, tmp_path):
         image = image.convert(mode)
     image.save(tmp_path / "picture.png", **({"transparency": 1} if mode == "P" else {}))
     assert pixels(tmp_path / "picture.png").tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def write_tga(path: Path, alpha: int, color: np.ndarray) -> None:
+    """Write a TGA of 32 bits per pixel that does not say whether it has alpha."""
+    height, width = color.shape[:2]
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, width, height, 32, 0x20)
+    pixels = np.full((height, width, 4), alpha, "uint8")
+    pixels[..., :3] = color[..., ::-1]
+    path.write_bytes(header + pixels.tobytes())
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_alpha_that_is_zero_everywhere_is_no_alpha(alpha, tmp_path):
+    color = np.stack([GRAY, GRAY.T, GRAY[::-1]], axis=2)
+    write_tga(tmp_path / "picture.tga", alpha, color)
+    np.testing.assert_array_equal(pixels(tmp_path / "picture.tga"), color)
+
+
+@pytest.mark.parametrize("name", ["layer.png", "layer.tga"])
+def test_a_picture_that_is_transparent_everywhere_is_refused(name, tmp_path):
+    Image.new("RGBA", (16, 16)).save(tmp_path / name)
+    assert refusal(tmp_path / name) == "transparent everywhere"
+
+
+@pytest.mark.parametrize("is_after_pixels", [False, True])
+@pytest.mark.parametrize("kind", ["text", "compressed text", "profile", "checksum"])
+def test_text_and_profile_of_a_png_are_not_pixels(kind, is_after_pixels, tmp_path):
+    text, options = PngImagePlugin.PngInfo(), {}
+    if kind == "profile":
+        options["icc_profile"] = bytes(2_000_000)
+    elif kind != "checksum":
+        size = 70_000_000 if kind == "text" else 2_000_000  # more than Pillow allows
+        content = zlib.compress(bytes(size)) if kind == "compressed text" else bytes(size)
+        text.add(b"zTXt" if kind == "compressed text" else b"tEXt", b"k\0" * 2 + content)
+    else:
+        text.add_text("key", "value")
+    file = io.BytesIO()
+    Image.fromarray(GRAY).save(file, "PNG", pnginfo=text, **options)
+    data = file.getvalue()
+    if kind == "checksum":
+        data = data.replace(b"value", b"VALUE")
+    if is_after_pixels:
+        start = min(data.index(name) for name in (b"tEXt", b"zTXt", b"iCCP") if name in data) - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    (tmp_path / "picture.png").write_bytes(data)
+    np.testing.assert_array_equal(pixels(tmp_path / "picture.png")[..., 0], GRAY)
+
+
+def test_wrong_checksums_of_pixels_are_refused(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "picture.png")
+    data = (tmp_path / "picture.png").read_bytes()
+    (tmp_path / "picture.png").write_bytes(data.replace(b"\x10\x00\x00\x00\x10", b"\x10\0\0\0\x0f"))
+    assert "not an image" in refusal(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("extension", ["eps", "ps", "png", "jpg"])
+def test_a_format_for_which_pillow_starts_a_program_is_refused(extension, tmp_path):
+    path = tmp_path / f"picture.{extension}"
+    Image.new("RGB", (16, 16)).save(path, "EPS")
+    assert refusal(path) == f"not an image in a format that is read: {', '.join(FORMATS)}"
+    found = 0 if extension in ("eps", "ps") else 1
+    assert len(find_images(tmp_path)[0]) == found
+
+
+@pytest.mark.parametrize("tag", [{254: 1}, {50706: b"\1\4\0\0"}])
+@pytest.mark.parametrize("extension", ["dng", "tif"])
+def test_a_raw_photograph_is_refused(tag, extension, tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / f"raw.{extension}", "TIFF", tiffinfo=tag)
+    assert "raw photograph" in refusal(tmp_path / f"raw.{extension}")
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", "a\x1b[31mb.png", "a\u202eb.png"])
+def test_a_name_cannot_add_a_line_or_drive_a_terminal(name, tmp_path):
+    with pytest.raises(ImageError) as error, open_image(tmp_path / name):
+        pass
+    assert str(error.value).isprintable()
+    assert "No such file" in str(error.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "heic"])
@@ -185,17 +278,12 @@ def truncated(path: Path) -> None:
 )
 def test_files_that_are_no_use_are_refused_in_one_line(name, write, reason, tmp_path):
     write(tmp_path / name)
-    with pytest.raises(ImageError) as error:
-        open_image(tmp_path / name)
-    line = str(error.value)
-    assert line.startswith(f"{tmp_path / name}: ")
-    assert reason in line
-    assert "\n" not in line
+    assert reason in refusal(tmp_path / name)
 
 
 def test_a_panorama_is_read(tmp_path):
     Image.new("L", (10_000, 100)).save(tmp_path / "panorama.png")
-    assert open_image(tmp_path / "panorama.png").size == (10_000, 100)
+    assert pixels(tmp_path / "panorama.png").shape == (100, 10_000, 3)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +299,14 @@ def test_a_panorama_is_read(tmp_path):
 )
 def test_a_jpeg_is_decoded_at_the_smallest_size_allowed(min_size, expected, tmp_path):
     Image.new("RGB", (1000, 760)).save(tmp_path / "photo.jpg")
-    assert open_image(tmp_path / "photo.jpg", min_size).size == expected
+    with open_image(tmp_path / "photo.jpg", min_size) as image:
+        assert image.size == expected
 
 
 def test_a_png_is_decoded_in_full(tmp_path):
     Image.new("RGB", (1000, 760)).save(tmp_path / "photo.png")
-    assert open_image(tmp_path / "photo.png", min_size=95).size == (1000, 760)
+    with open_image(tmp_path / "photo.png", min_size=95) as image:
+        assert image.size == (1000, 760)
 
 
 @pytest.fixture(scope="module")
@@ -226,23 +316,41 @@ def photograph() -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
-def official_transform(image: Image.Image) -> torch.Tensor:
-    return torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(image)
+def test_validation_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
+    photograph.save(tmp_path / "photo.png")
+    crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
+    official = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    assert torch.equal(crop, official(v2.functional.pil_to_tensor(photograph)))
 
 
-def test_images_that_are_not_reduced_are_exactly_torchvisions(photograph, tmp_path):
-    photograph.save(tmp_path / "photo.jpg")
-    image = read_image(tmp_path / "photo.jpg", val_transform(224), 224)
-    expected = official_transform(Image.open(tmp_path / "photo.jpg"))
-    assert torch.equal(normalize(image[None])[0], expected)
+def test_training_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
+    photograph.save(tmp_path / "photo.png")
+    tensor = v2.functional.pil_to_tensor(photograph)
+    official = v2.Compose([v2.RandomResizedCrop(64, scale=(0.5, 1)), v2.RandomHorizontalFlip()])
+    for seed in range(5):
+        torch.manual_seed(seed)
+        crop = read_image(tmp_path / "photo.png", train_transform(64), 64)
+        torch.manual_seed(seed)
+        assert torch.equal(crop, official(tensor))
+
+
+@pytest.mark.parametrize("kind", [Image.Image, torch.Tensor])
+def test_normalized_crops_are_torchvisions_within_one_of_256_values(kind, photograph, tmp_path):
+    photograph.save(tmp_path / "photo.png")
+    crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
+    official = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    image = photograph if kind is Image.Image else v2.functional.pil_to_tensor(photograph)
+    difference = (normalize(crop[None])[0] - official(image)).abs()
+    assert difference.max() <= 1.01 / 255 / 0.224
+    assert difference.mean() < 0.2 / 255 / 0.224
 
 
 def test_images_that_are_reduced_are_close_to_torchvisions(photograph, tmp_path):
     large = photograph.resize((2560, 3000), Image.Resampling.BICUBIC)
     large.save(tmp_path / "photo.jpg")
     image = read_image(tmp_path / "photo.jpg", val_transform(224), 224)
-    expected = official_transform(Image.open(tmp_path / "photo.jpg"))
-    difference = (normalize(image[None])[0] - expected).abs()
+    official = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    difference = (normalize(image[None])[0] - official(Image.open(tmp_path / "photo.jpg"))).abs()
     assert 0 < difference.max() < 0.15  # a step of the 256 values is 0.017
     assert difference.mean() < 0.01
 
@@ -275,26 +383,26 @@ def write_images(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        extension = path.suffix[1:]
+        extension = path.suffix[1:].lower()
         kind = {"jfif": "JPEG", "apng": "PNG", "mpo": "MPO"}.get(extension)
         Image.new("RGB", (32, 32), RED).save(path, format=kind)
 
 
 @pytest.mark.parametrize(
     "extension",
-    "jpg JPEG jfif mpo png apng gif webp avif tif tiff bmp ppm jp2 tga ico heic".split(),  # noqa: SIM905
+    "jpg JPEG jfif mpo png apng gif webp avif tif bmp ppm jp2 tga ico heic pcx sgi qoi dds".split(),  # noqa: SIM905
 )
 def test_a_file_of_every_format_is_found_and_read(extension, tmp_path):
     if extension == "heic":
         pytest.importorskip("pillow_heif")
     write_images(tmp_path, f"picture.{extension}")
-    assert find_images(tmp_path) == ([tmp_path / f"picture.{extension}"], 0)
+    assert find_images(tmp_path) == ([tmp_path / f"picture.{extension}"], 0, [])
     assert np.allclose(pixels(tmp_path / f"picture.{extension}"), RED, atol=4)
 
 
 def test_images_of_all_folders_are_sorted(tmp_path):
     write_images(tmp_path, "b/2.png", "c.png", "b/a/1.png", "a.png")
-    images, ignored = find_images(tmp_path)
+    images, ignored, _ = find_images(tmp_path)
     names = [str(path.relative_to(tmp_path)) for path in images]
     assert (names, ignored) == (["a.png", "b/2.png", "b/a/1.png", "c.png"], 0)
 
@@ -303,12 +411,12 @@ def test_files_that_are_not_images_are_counted(tmp_path):
     write_images(tmp_path, "a.png")
     for name in "notes.txt", "Thumbs.db", "archive.h5", "no extension", "._a.png", ".DS_Store":
         (tmp_path / name).touch()
-    assert find_images(tmp_path) == ([tmp_path / "a.png"], 6)
+    assert find_images(tmp_path) == ([tmp_path / "a.png"], 6, [])
 
 
 def test_hidden_folders_are_not_searched(tmp_path):
     write_images(tmp_path / ".data", "a.png", ".ipynb_checkpoints/a-checkpoint.png")
-    images, _ = find_images(tmp_path / ".data")  # the folder that is given may be hidden
+    images, _, _ = find_images(tmp_path / ".data")  # the folder that is given may be hidden
     assert images == [tmp_path / ".data" / "a.png"]
 
 
@@ -321,26 +429,54 @@ def test_links_never_lead_to_an_image_twice(tmp_path):
     (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "a" / "endless.png").symlink_to(tmp_path / "data" / "a" / "endless.png")
-    images, _ = find_images(tmp_path / "data")
+    images, _, _ = find_images(tmp_path / "data")
     assert sorted(path.name for path in images) == ["1.png", "2.png", "3.png"]
 
 
 def test_a_link_to_a_folder_above_adds_no_images_of_other_classes(tmp_path):
     write_images(tmp_path, "cat/1.png", "dog/2.png")
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
-    images, _ = find_images(tmp_path / "cat")
+    images, _, _ = find_images(tmp_path / "cat")
     assert images == [tmp_path / "cat" / "1.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_named_pipe_is_not_an_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert find_images(tmp_path) == ([], 1)
+    assert find_images(tmp_path) == ([], 1, [])
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):
-    with pytest.raises(ImageError, match=f"{tmp_path / 'none'}: No such file or directory"):
-        find_images(tmp_path / "none")
+    images, ignored, (error,) = find_images(tmp_path / "none")
+    assert (images, ignored) == ([], 0)
+    assert str(error) == f"{tmp_path / 'none'}: No such file or directory"
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Take the rights of the superuser away, whom no permission stops."""
+    if os.name != "posix" or os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions of folders")
+def test_a_folder_that_cannot_be_read_is_named_and_costs_no_other_image():
+    with tempfile.TemporaryDirectory() as name:  # the folders above `tmp_path` are private
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_images(folder, "a.png", "lost+found/b.png", "z/c.png")
+        (folder / "lost+found").chmod(0)
+        with ordinary_user():
+            images, ignored, (error,) = find_images(folder)
+        (folder / "lost+found").chmod(0o755)
+        assert (images, ignored) == ([folder / "a.png", folder / "z" / "c.png"], 0)
+        assert str(error) == f"{folder / 'lost+found'}: Permission denied"
 
 
 def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
@@ -359,6 +495,14 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     assert len(data) == 3
     image, label = data[2]
     assert (image.shape, image.dtype, label) == ((3, 24, 24), torch.uint8, 1)
+
+
+def test_a_data_set_is_one_of_torchvisions(tmp_path):
+    write_images(tmp_path, "dog/1.png", "cat/2.png")
+    data = LabeledImages(tmp_path, val_transform, 24)
+    assert isinstance(data, torchvision.datasets.ImageFolder)
+    assert data.class_to_idx == {"cat": 0, "dog": 1}
+    assert data.targets == [0, 1]
 
 
 def test_a_damaged_image_is_a_value_that_names_it(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -17,14 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 safetensors = pytest.importorskip("safetensors.torch")
 
-from examples.weights import (  # noqa: E402
-    OFFICIAL,
-    WeightsError,
-    load_file,
-    load_official,
-    read_checkpoint,
-)
-from tests.examples.official import publish  # noqa: E402
+import resnet18  # noqa: E402
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.errors import WeightsError  # noqa: E402
+from examples.weights import load_file, load_official  # noqa: E402
+from tests.examples.official import let_be_official, publish  # noqa: E402
 from tests.oracle import deviation, oracle  # noqa: E402
 
 MODULE = oracle("resnet18", num_classes=3).eval()
@@ -84,8 +83,9 @@ def test_any_prefix_is_taken_off(prefix, tmp_path, capsys):
         {"state_dict": WEIGHTS, "best_acc": np.float64(55.2), "history": np.arange(3)},
         {"network": WEIGHTS, "config": {"model": "resnet18"}, "rows": [{"epoch": 1}]},
         {"a name of their own": WEIGHTS},
+        {"state": {"model": WEIGHTS}, "rng": []},
     ],
-    ids=["ImageNet example", "torchvision", "NumPy", "last.ckpt", "other"],
+    ids=["ImageNet example", "torchvision", "NumPy", "last.ckpt", "other", "two keys deep"],
 )
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
 def test_weights_are_found_under_any_key_of_a_training_file(checkpoint, is_zip, tmp_path, capsys):
@@ -143,6 +143,77 @@ def test_a_training_file_of_lightning(tmp_path, capsys):
     capsys.readouterr()
     check(tmp_path / "last.ckpt")
     assert "ignored: the tensor loss.weight" in capsys.readouterr().err
+
+
+def test_a_file_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(WEIGHTS, tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check(path)
+
+
+BODY = {name: WEIGHTS[name] for name in WEIGHTS if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize("head", ["head.fc.", "fc.", "classifier.", "model.head."])
+def test_a_head_that_is_not_beside_the_body(head, tmp_path, capsys):
+    names = {**prefixed("backbone.", BODY), "loss.weight": torch.ones(3)}
+    for kind in "weight", "bias":
+        names[head + kind] = WEIGHTS[f"fc.{kind}"]
+    path = saved({"state_dict": names}, tmp_path / "weights.pth")
+    check(path)
+    assert capsys.readouterr().err == f"note: {path} ignored: the tensor loss.weight\n"
+
+
+def test_the_head_of_another_network_is_not_taken(tmp_path, capsys):
+    both = {**prefixed("student.", BODY), **prefixed("teacher.")}
+    check(saved(both, tmp_path / "weights.pth"))
+    assert 'using "teacher.", not "student."' in capsys.readouterr().err
+
+
+def test_the_network_is_float32_whatever_the_default(tmp_path):
+    path = saved(WEIGHTS, tmp_path / "weights.pth")
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = load_file(path).network
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert deviation(network.eval()(IMAGES), MODULE(IMAGES)) <= 1e-5
+
+
+# Backbones
+
+
+PROJECTION = {"fc.0.weight": torch.ones(128, 512), "fc.2.weight": torch.ones(64, 128)}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        BODY,
+        {**BODY, **PROJECTION},
+        {**prefixed("backbone.", BODY), **prefixed("projector.", PROJECTION)},
+    ],
+    ids=["alone", "projection in place of the head", "projection beside it"],
+)
+def test_a_backbone_without_a_head_is_loaded_for_training_only(tensors, tmp_path, capsys):
+    path = saved({"state_dict": tensors}, tmp_path / "weights.pth")
+    assert "holds resnet18 without its last layer fc, so it has no classes yet" in refusal(path)
+    classifier = load_file(path, head_optional=True)
+    assert (classifier.classes, classifier.classes_known) == ([], True)
+    loaded = classifier.network.state_dict()
+    for name, tensor in BODY.items():
+        assert torch.equal(loaded[name.replace("downsample", "shortcut")], tensor)
+    assert "holds no last layer fc" in capsys.readouterr().err
+
+
+def test_a_network_with_a_head_is_preferred_to_a_backbone(tmp_path):
+    path = saved({"model": BODY, "a name of their own": WEIGHTS}, tmp_path / "weights.pth")
+    assert load_file(path, head_optional=True).classes == ["0", "1", "2"]
+    check(path)
 
 
 # Which of several networks is taken
@@ -244,11 +315,33 @@ def test_a_script_is_refused(tmp_path):
 
 
 def test_names_that_were_found_and_looked_for_are_given(tmp_path):
-    headless = {name: WEIGHTS[name] for name in WEIGHTS if not name.startswith("fc.")}
-    line = refusal(saved({"state_dict": headless}, tmp_path / "weights.pth"))
-    assert "120 tensors (conv1.weight … layer4.1.bn2.num_batches_tracked)" in line
-    assert "not both conv1.weight and fc.weight (resnet18)" in line
-    assert "nor both features.0.weight and classifier.6.weight (alexnet)" in line
+    part = {name: WEIGHTS[name] for name in WEIGHTS if not name.startswith("layer4.")}
+    line = refusal(saved({"state_dict": part}, tmp_path / "weights.pth"))
+    assert "92 tensors (conv1.weight … fc.bias)" in line
+    assert "not both conv1.weight and layer4.1.conv2.weight (resnet18)" in line
+    assert "nor both features.0.weight and classifier.4.weight (alexnet)" in line
+
+
+@pytest.mark.parametrize("key", [None, "model"])
+def test_distributed_tensors_are_refused_with_the_way_out(key, tmp_path):
+    """In a process of its own, since the tensors belong to a process group."""
+    code = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}.init", rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+weight = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+torch.save({"fc.weight": weight}, sys.argv[1])
+dist.destroy_process_group()
+"""
+    path = tmp_path / "weights.pth"
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    if key:
+        torch.save({key: torch.load(path, weights_only=False)}, path)
+    assert "holds DTensors: call full_tensor() on each" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +362,9 @@ def test_weights_that_do_not_fit_are_refused(change, reason, tmp_path):
     [
         (None, "NoneType"),
         ([1], "list"),
-        ({}, "its keys: none"),
-        ({"state_dict": None, "epoch": 3}, "its keys: state_dict, epoch"),
-        ({"state_dict": {"fc.bias": [1.0]}}, "its keys: state_dict"),
+        ({}, "the keys"),
+        ({"state_dict": None, "epoch": 3}, "the keys state_dict, epoch"),
+        ({"state_dict": {"fc.bias": [1.0]}}, "the keys state_dict"),
     ],
 )
 def test_a_file_without_tensors_is_refused(content, what, tmp_path):
@@ -319,13 +412,21 @@ def test_a_damaged_file_of_an_older_format_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1", pickle.dumps({})],
-    ids=["empty", "page", "pointer", "pickle"],
+    [b"", b"<!DOCTYPE html>", pickle.dumps({})],
+    ids=["empty", "page", "pickle"],
 )
 def test_a_file_of_another_kind_is_refused_with_its_first_bytes(data, tmp_path):
     (tmp_path / "weights.pth").write_bytes(data)
     line = refusal(tmp_path / "weights.pth")
     assert line.endswith(f"was not written by torch.save: it begins with {data[:16]!r}")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors"])
+def test_a_git_lfs_pointer_is_refused_with_the_way_out(name, tmp_path):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 44785035\n")
+    assert refusal(tmp_path / name).endswith(
+        "is a Git LFS pointer, not the file itself: run git lfs pull"
+    )
 
 
 def test_another_zip_file_is_refused(tmp_path):
@@ -349,6 +450,12 @@ def test_classes_and_image_size_come_from_the_file(key, tmp_path):
     assert classifier.classes == ["cat", "dog", "newt"]
     assert classifier.classes_known
     assert classifier.image_size == 64
+
+
+def test_classes_come_from_class_to_idx_in_the_order_of_its_indices(tmp_path):
+    content = {"state_dict": WEIGHTS, "class_to_idx": {"newt": 2, "cat": 0, "dog": 1}}
+    classifier = load_file(saved(content, tmp_path / "model.pt"))
+    assert (classifier.classes, classifier.classes_known) == (["cat", "dog", "newt"], True)
 
 
 def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
@@ -383,17 +490,19 @@ def test_everything_in_a_checkpoint_is_returned(tmp_path):
 
 
 @pytest.fixture
-def official(tmp_path, monkeypatch):
-    """Publish random weights as ResNet-18's official ones; return where they are downloaded to."""
-    monkeypatch.setitem(OFFICIAL, "resnet18", publish("resnet18", tmp_path))
+def official(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """Publish random weights as ResNet-18's official ones; return the file and its download."""
+    file = publish("resnet18", tmp_path)
+    let_be_official(file, "resnet18", monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "hub" / "checkpoints" / Path(OFFICIAL["resnet18"].url).name
+    return file, tmp_path / "home" / "hub" / "checkpoints" / file.name
 
 
 def test_official_weights_are_downloaded_once(official, capsys):
+    file, _ = official
     classifier = load_official("resnet18")
     assert capsys.readouterr().out == ""
-    Path(OFFICIAL["resnet18"].url.removeprefix("file://")).unlink()
+    file.unlink()
     again = load_official("resnet18")
     with torch.inference_mode():
         expected = oracle("resnet18").eval()(IMAGES)
@@ -404,19 +513,20 @@ def test_official_weights_are_downloaded_once(official, capsys):
 
 
 def test_a_damaged_download_is_refused(official):
-    file = Path(OFFICIAL["resnet18"].url.removeprefix("file://"))
+    file, download = official
     file.write_bytes(flip_a_bit(file.read_bytes()))
     with pytest.raises(WeightsError, match="invalid hash value"):
         load_official("resnet18")
-    assert not official.exists()
+    assert not download.exists()
 
 
 def test_a_damaged_file_in_the_cache_is_refused(official):
+    _, download = official
     load_official("resnet18")
-    official.write_bytes(flip_a_bit(official.read_bytes()))
+    download.write_bytes(flip_a_bit(download.read_bytes()))
     with pytest.raises(WeightsError) as error:
         load_official("resnet18")
-    assert str(error.value) == f"{official} is damaged: delete it to download it again"
+    assert str(error.value) == f"{download} is damaged: delete it to download it again"
 
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
@@ -424,7 +534,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "127.0.0.1:9")
     with pytest.raises(WeightsError) as error:
         load_official("resnet18")
-    assert OFFICIAL["resnet18"].url in str(error.value)
+    assert resnet18.WEIGHTS_URL in str(error.value)
     assert f"{tmp_path}/hub/checkpoints/resnet18-f37072fd.pth" in str(error.value)
     assert "--weights" in str(error.value)
 

@@ -1,0 +1,91 @@
+"""A run that is stopped, or cannot write, ends with one line and leaves nothing half written."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
+    pytest.importorskip(package)
+
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.train import main  # noqa: E402
+from tests.examples.command import refusal  # noqa: E402
+from tests.examples.training import (  # noqa: E402
+    ROOT,
+    TIMEOUT,
+    arguments,
+    start,
+    wait_for_line,
+)
+
+INTERRUPTED = "interrupted: --resume continues a run after its last finished epoch\n"
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the command", "to its workers too"])
+def test_sigterm_ends_a_run_in_one_line_and_keeps_the_last_finished_epoch(
+    start_method, to_all, digits, tmp_path
+):
+    endless = arguments(digits, tmp_path, "--epochs", 500, "--workers", 2)
+    process = start(*endless, start_method=start_method)
+    wait_for_line(process, "epoch 2")
+    if to_all:  # as Slurm does
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, stderr) == (1, INTERRUPTED)
+    assert len(read_checkpoint(tmp_path / "last.ckpt")["rows"]) >= 2
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_sigterm_while_the_checkpoint_is_written_leaves_the_one_before(digits, tmp_path):
+    process = start(*arguments(digits, tmp_path, "--epochs", 500))
+    wait_for_line(process, "epoch 1")
+    while process.poll() is None and not (tmp_path / "last.ckpt.tmp").exists():
+        time.sleep(0.001)
+    process.terminate()
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, stderr) == (1, INTERRUPTED)
+    assert len(read_checkpoint(tmp_path / "last.ckpt")["rows"]) >= 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_terminal_shows_loss_rate_and_speed_and_ctrl_c_leaves_a_checkpoint(digits, tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    endless = arguments(digits, tmp_path / "run", "--epochs", 500, "--workers", 1)
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-m", "examples.train", *endless],
+        cwd=ROOT,
+        timeout=TIMEOUT,
+        dimensions=(24, 120),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    terminal.expect("images/s, loss=.*lr=")
+    terminal.expect("epoch 2/500: +[1-9]")
+    terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 1
+    assert b"Traceback" not in terminal.before
+    assert b"interrupted: --resume continues" in terminal.before
+    assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["rows"]) >= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc belongs to Linux")
+def test_folder_that_cannot_be_written_to_is_one_line_before_the_first_step(digits):
+    line = refusal(main, *arguments(digits, Path("/proc")))
+    assert line.startswith("error: cannot write /proc/last.ckpt: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full belongs to Linux")
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(digits, tmp_path):
+    (tmp_path / "last.ckpt.tmp").symlink_to("/dev/full")
+    line = refusal(main, *arguments(digits, tmp_path))
+    assert line == f"error: cannot write {tmp_path}/last.ckpt: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []

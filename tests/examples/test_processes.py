@@ -1,0 +1,71 @@
+"""`torchrun -m examples.train` trains in several processes, which count every image once."""
+
+import subprocess
+import sys
+
+import pytest
+
+for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
+    pytest.importorskip(package)
+
+import pandas as pd  # noqa: E402
+
+from examples.train import main  # noqa: E402
+from tests.examples.command import call  # noqa: E402
+from tests.examples.training import ROOT, TIMEOUT, TORCHRUN, arguments, run  # noqa: E402
+
+DOWNLOAD = """
+import sys, time
+from pathlib import Path
+import torch.distributed as dist
+from examples.distributed import first_process_first, join_processes
+
+file = Path(sys.argv[1])
+join_processes("cpu")
+with first_process_first():
+    if not file.exists():
+        time.sleep(1)
+        with file.open("a") as lines:
+            lines.write("downloaded\\n")
+assert file.exists()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, finished, tmp_path):
+    out = tmp_path / "run"
+    status, stdout, stderr = run(*arguments(digits, out), launcher=TORCHRUN)
+    assert status == 0, stderr
+    assert "Warning" not in stderr, stderr
+    assert len(stdout.splitlines()) == 3
+    assert "in 2 processes" in stdout
+    rows, single = pd.read_csv(out / "metrics.csv"), pd.read_csv(finished / "metrics.csv")
+    assert list(rows["lr"]) == list(single["lr"])
+
+    best = rows.loc[rows["val_top1"].idxmax()]
+    result = call(main, digits, "--weights", out / "model.pt", "--evaluate")
+    assert result.stdout.startswith(f"top-1 {best.val_top1:.3f}%")
+    assert f"loss {best.val_loss:.3f}: 33 images" in result.stdout
+
+
+def test_only_one_process_downloads(tmp_path):
+    script, file = tmp_path / "download.py", tmp_path / "file"
+    script.write_text(DOWNLOAD)
+    command = [sys.executable, *TORCHRUN, str(script), str(file)]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, capture_output=True)
+    assert file.read_text() == "downloaded\n"
+
+
+def test_batch_size_must_be_divisible_by_the_processes(digits, tmp_path):
+    given = arguments(digits, tmp_path / "run", "--batch-size", 15)
+    status, _, stderr = run(*given, WORLD_SIZE="2")
+    assert status == 1
+    assert stderr == "error: --batch-size 15 must be divisible by the 2 processes\n"
+
+
+def test_world_size_without_torchrun_is_one_line(digits, tmp_path):
+    status, _, stderr = run(*arguments(digits, tmp_path / "run"), WORLD_SIZE="2")
+    assert status == 1
+    assert stderr.startswith("error: the environment has WORLD_SIZE=2 without RANK, MASTER_ADDR")
+    assert stderr.count("\n") == 1

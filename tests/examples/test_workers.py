@@ -1,0 +1,97 @@
+"""The number of DataLoader workers, and how they are started, change no bit of a run's result."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
+    pytest.importorskip(package)
+
+from examples import data as data_module  # noqa: E402
+from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.data import RandomCrops  # noqa: E402
+from examples.images import LabeledImages, train_transform  # noqa: E402
+from examples.train import main  # noqa: E402
+from tests.examples.command import call  # noqa: E402
+from tests.examples.training import (  # noqa: E402
+    TIMEOUT,
+    arguments,
+    contents,
+    run,
+    start,
+    wait_for_line,
+)
+
+
+@pytest.mark.parametrize(
+    "model, workers, start_method",
+    [
+        ("resnet18", 0, "fork"),
+        ("resnet18", 3, "fork"),
+        ("resnet18", 3, "forkserver"),
+        # AlexNet has dropout, which draws from the generator of the training process.
+        pytest.param("alexnet", 0, "fork", marks=pytest.mark.slow),
+        pytest.param("alexnet", 3, "forkserver", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True], ids=["whole", "resumed in between"])
+def test_workers_and_their_start_method_change_no_bit(
+    model, workers, start_method, resumed, finished, digits, tmp_path, request
+):
+    whole, out, more = finished, tmp_path / "run", []
+    if model == "alexnet":
+        whole, more = request.getfixturevalue("alexnet"), ["--model", model, "--image-size", 64]
+
+    if resumed:  # with one worker for the first epoch
+        process = start(*arguments(digits, out, *more))
+        wait_for_line(process, "epoch 1")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=TIMEOUT)
+        more = [*more, "--resume"]
+
+    more = [*more, "--workers", workers]
+    status, _, stderr = run(*arguments(digits, out, *more), start_method=start_method)
+    assert (status, stderr) == (0, "")
+    for part in "network", "optimizer":
+        expected, result = (read_checkpoint(f / "last.ckpt")[part] for f in (whole, out))
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    assert contents(out)["model.pt"] == contents(whole)["model.pt"]
+
+
+@pytest.fixture(scope="module")
+def alexnet(digits, tmp_path_factory):
+    """The folder of a whole run of AlexNet with one worker."""
+    out = tmp_path_factory.mktemp("alexnet")
+    assert run(*arguments(digits, out, "--model", "alexnet", "--image-size", 64))[0] == 0
+    return out
+
+
+def test_later_epochs_start_no_workers_again(digits, tmp_path, monkeypatch):
+    def note_start(index: int) -> None:
+        (tmp_path / f"worker {os.getpid()}").touch()
+
+    monkeypatch.setattr(data_module, "prepare_worker", note_start)
+    more = "--workers", 2, "--epochs", 3, "--batch-size", 28
+    result = call(main, *arguments(digits, tmp_path / "run", *more))
+    assert result.status == 0, result
+    assert len(list(tmp_path.glob("worker *"))) == 4  # two for training, two for validation
+
+
+def test_crops_differ_between_epochs_images_and_seeds_and_leave_the_generator_alone(digits):
+    images = LabeledImages(digits / "train", train_transform, 32)
+    crops, other_seed = RandomCrops(images, seed=0), RandomCrops(images, seed=1)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first, again, later = (crops[epoch, 7][0] for epoch in (1, 1, 2))
+    assert torch.rand(1) == expected
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other_seed[1, 7][0])
+
+
+def test_default_is_one_worker_for_each_core_that_the_process_may_use():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert data_module.default_workers() == min(cores, 16)
