@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -279,9 +280,15 @@ def folder_error(error: OSError) -> ImageError:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file has an extension of one of the `FORMATS` and a name without a dot."""
-    is_visible_image = path.suffix.lower() in extensions() and not path.name.startswith(".")
-    return is_visible_image and path.is_file()  # not a named pipe, or a link to nowhere
+    """Return whether a path is a file with an extension of the `FORMATS`, and not hidden."""
+    if path.suffix.lower() not in extensions() or path.name.startswith("."):
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)  # not a named pipe
+    except PermissionError:
+        return True  # it will be reported when it is read
+    except OSError:
+        return False  # a link to nowhere
 
 
 @functools.cache
@@ -324,7 +331,7 @@ class LabeledImages(ImageFolder):
             entries = list(os.scandir(directory))
         except OSError as error:
             raise folder_error(error) from error
-        folders = sorted(entry.name for entry in entries if Path(entry).is_dir())
+        folders = sorted(entry.name for entry in entries if os.path.isdir(entry))
         classes = [name for name in folders if not name.startswith(".")]
         if not classes:
             raise ImageError(f"{directory}: no class folders (one folder of images for each class)")
