@@ -28,7 +28,6 @@ from examples.images import (  # noqa: E402
     train_transform,
     val_transform,
 )
-
 from tests.examples.command import ordinary_user  # noqa: E402
 
 GRAY = np.arange(256, dtype="uint8").reshape(16, 16)  # each of the values
