@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,9 +29,9 @@ FORMATS = (
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's RGB values, from 0 to 1
 MAX_ASPECT_RATIO = 100  # of a longer picture, a square crop shows less than 1 %
 
-# A picture takes up to 10 bytes per pixel while it is decoded. Larger ones wait for each other.
+# A picture takes 10 bytes per pixel while it is read. Larger ones are read one after another.
 LARGE = 16_000_000  # pixels
-LARGE_PICTURES = threading.BoundedSemaphore(2)
+LARGE_PICTURE = threading.Lock()
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def set_up_pillow() -> list[str]:
 def open_image(path: Path, min_size: int | None = None) -> Iterator[Image.Image]:
     """Open a file as an RGB image, upright and with transparent parts in white.
 
-    No more than two pictures with more than `LARGE` pixels are open at once in a process.
+    Only one picture with more than `LARGE` pixels is open at a time, to save memory.
 
     Args:
         path: a file in one of the `FORMATS`.
@@ -68,24 +69,24 @@ def open_image(path: Path, min_size: int | None = None) -> Iterator[Image.Image]
             in the body of the with statement.
     """
     try:
-        with contextlib.ExitStack() as memory:
+        with contextlib.ExitStack() as locks:
             try:
-                image = decode(path, min_size, memory)
+                image = decode(path, min_size, locks)
             except Exception:
-                memory.close()
                 png = png_without_text(path)
                 if png is None:
                     raise
-                image = decode(png, min_size, memory)
+                locks.close()  # decode takes the lock again
+                image = decode(png, min_size, locks)
             yield image
     except Exception as error:  # for damaged files, decoders raise many kinds of exceptions
         raise ImageError(f"{path}: {describe_error(error)}") from error
 
 
 def decode(
-    file: Path | io.BytesIO, min_size: int | None, memory: contextlib.ExitStack
+    file: Path | io.BytesIO, min_size: int | None, locks: contextlib.ExitStack
 ) -> Image.Image:
-    """Return the picture in a file, as `open_image` does. Enter `LARGE_PICTURES` if it is large."""
+    """Return the picture in a file, as `open_image` does. If it is large, take the lock."""
     with Image.open(file, formats=set_up_pillow()) as image:
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long for a square crop")
@@ -95,7 +96,7 @@ def decode(
             image.draft(None, (min_size, min_size))
 
         if image.width * image.height > LARGE:
-            memory.enter_context(LARGE_PICTURES)
+            locks.enter_context(LARGE_PICTURE)
         image.load()
         with contextlib.suppress(Exception):  # ignore broken EXIF data
             ImageOps.exif_transpose(image, in_place=True)
@@ -279,9 +280,15 @@ def folder_error(error: OSError) -> ImageError:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file has an extension of one of the `FORMATS` and a name without a dot."""
-    is_visible_image = path.suffix.lower() in extensions() and not path.name.startswith(".")
-    return is_visible_image and path.is_file()  # not a named pipe, or a link to nowhere
+    """Return whether a path is a file with an extension of the `FORMATS`, and not hidden."""
+    if path.suffix.lower() not in extensions() or path.name.startswith("."):
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)  # not a named pipe
+    except PermissionError:
+        return True  # it will be reported when it is read
+    except OSError:
+        return False  # a link to nowhere
 
 
 @functools.cache
@@ -324,7 +331,7 @@ class LabeledImages(ImageFolder):
             entries = list(os.scandir(directory))
         except OSError as error:
             raise folder_error(error) from error
-        folders = sorted(entry.name for entry in entries if Path(entry).is_dir())
+        folders = sorted(entry.name for entry in entries if os.path.isdir(entry))
         classes = [name for name in folders if not name.startswith(".")]
         if not classes:
             raise ImageError(f"{directory}: no class folders (one folder of images for each class)")

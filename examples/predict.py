@@ -8,7 +8,7 @@ python -m examples.predict --weights run/model.pt photo.jpg
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,16 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 from tyro.conf import Positional
 
 from examples.device import find_device
-from examples.images import ImageError, find_images, normalize, read_image, val_transform
+from examples.errors import ImageError, WeightsError, escape
+from examples.images import find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
 from examples.options import Model, hint
-from examples.weights import Classifier, WeightsError, load_file, load_official
+from examples.weights import load_file, load_official
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Result:
     predictions: list[Prediction]
 
     def as_text(self) -> str:
-        rows = [f"{100 * row.probability:7.2f}%  {row.name}" for row in self.predictions]
-        return "\n".join([str(self.path), *rows])
+        rows = [f"{100 * row.probability:7.2f}%  {escape(row.name)}" for row in self.predictions]
+        return "\n".join([escape(str(self.path)), *rows])
 
     def as_json(self) -> str:
         rows = [
@@ -92,6 +93,43 @@ class Result:
             for row in self.predictions
         ]
         return json.dumps({"file": str(self.path), "predictions": rows})
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network that is ready to classify.
+
+    Attributes:
+        classify: a function from pixels, uint8 (N, 3, image_size, image_size), to logits, float32
+            (N, num_classes), both on the CPU.
+        classes: the class names.
+        image_size: height and width of the images in pixels.
+    """
+
+    classify: Callable[[Tensor], Tensor]
+    classes: list[str]
+    image_size: int
+
+
+def load_predictor(config: Config) -> Predictor:
+    """Return the network that the options select."""
+    device = find_device(config.device)
+    if config.weights is None:
+        classifier = load_official(config.model or "resnet18")
+    else:
+        classifier = load_file(config.weights, config.model)
+    network = fuse(classifier.network.eval())  # faster: folds batch norm into the convolutions
+    network.to(device).to(memory_format=torch.channels_last)
+    dtype = getattr(torch, config.precision)
+
+    @torch.inference_mode()
+    def classify(pixels: Tensor) -> Tensor:
+        images = pixels.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits: Tensor = network(normalize(images))
+        return logits.float().cpu()
+
+    return Predictor(classify, classifier.classes, classifier.image_size)
 
 
 def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], int]:
@@ -107,7 +145,7 @@ def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], i
     errors: list[ImageError] = []
     ignored = 0
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             files.append(path)
             continue
         images, others, unreadable = find_images(path)
@@ -141,20 +179,6 @@ def read_batches(
         reading = reading_next
 
 
-@torch.inference_mode()
-def classify(
-    network: nn.Module, pictures: list[Picture], device: torch.device, precision: str
-) -> Tensor:
-    """Return the probability of each class, float32 (N, num_classes), on the CPU."""
-    dtype = getattr(torch, precision)
-    images = torch.stack([picture.pixels for picture in pictures])
-    images = images.to(device, memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = network(normalize(images))
-    probabilities: Tensor = logits.float().softmax(dim=1)
-    return probabilities.cpu()
-
-
 def most_likely(probabilities: Tensor, classes: list[str], top: int) -> list[Prediction]:
     """Return the `top` classes of one picture whose probabilities (num_classes,) are highest."""
     values, indices = probabilities.topk(min(top, len(classes)))
@@ -162,13 +186,6 @@ def most_likely(probabilities: Tensor, classes: list[str], top: int) -> list[Pre
         Prediction(classes[index], index, value)
         for value, index in zip(values.tolist(), indices.tolist(), strict=True)
     ]
-
-
-def load_classifier(config: Config) -> Classifier:
-    """Return the network that the options select, with its weights and class names."""
-    if config.weights is None:
-        return load_official(config.model or "resnet18")
-    return load_file(config.weights, config.model)
 
 
 def print_errors(errors: list[ImageError]) -> None:
@@ -179,20 +196,16 @@ def print_errors(errors: list[ImageError]) -> None:
 
 def predict(config: Config) -> bool:
     """Print the result of each file, batch by batch. Return whether all files were classified."""
-    device = find_device(config.device)
-    classifier = load_classifier(config)
-    network = fuse(classifier.network.eval())  # faster: folds batch norm into the convolutions
-    network.to(device).to(memory_format=torch.channels_last)
-
+    predictor = load_predictor(config)
     files, errors, ignored = find_files(config.paths)
     print_errors(errors)
     all_classified = not errors
     if ignored:
         print(f"ignored {ignored} files that are not images", file=sys.stderr)
 
-    pool = ThreadPoolExecutor()
+    pool = ThreadPoolExecutor(max_workers=max(2, torch.get_num_threads()))
     try:
-        for batch in read_batches(pool, files, classifier.image_size, config.batch_size):
+        for batch in read_batches(pool, files, predictor.image_size, config.batch_size):
             pictures = [item for item in batch if isinstance(item, Picture)]
             errors = [item for item in batch if isinstance(item, ImageError)]
             print_errors(errors)
@@ -200,9 +213,9 @@ def predict(config: Config) -> bool:
             if not pictures:
                 continue
 
-            probabilities = classify(network, pictures, device, config.precision)
-            for picture, row in zip(pictures, probabilities, strict=True):
-                result = Result(picture.path, most_likely(row, classifier.classes, config.top))
+            logits = predictor.classify(torch.stack([picture.pixels for picture in pictures]))
+            for picture, row in zip(pictures, logits.softmax(dim=1), strict=True):
+                result = Result(picture.path, most_likely(row, predictor.classes, config.top))
                 print(result.as_json() if config.json else result.as_text(), flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # stop reading files after Ctrl-C

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,19 @@ def call(main: Callable[[list[str]], None], *arguments: object) -> Result:
                 print(stop.code, file=stderr)
             status = 1 if isinstance(stop.code, str) else stop.code or 0
     return Result(status, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Take the rights of the superuser away, whom no permission stops."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def refusal(main: Callable[[list[str]], None], *arguments: object) -> str:

@@ -1,6 +1,5 @@
 """Which files are images, and that their pixels are what a person sees."""
 
-import contextlib
 import io
 import os
 import pickle
@@ -29,6 +28,7 @@ from examples.images import (  # noqa: E402
     train_transform,
     val_transform,
 )
+from tests.examples.command import ordinary_user  # noqa: E402
 
 GRAY = np.arange(256, dtype="uint8").reshape(16, 16)  # each of the values
 GRAY_16 = GRAY.astype("uint16") * 257  # the same in 16 bits
@@ -450,19 +450,6 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
     images, ignored, (error,) = find_images(tmp_path / "none")
     assert (images, ignored) == ([], 0)
     assert str(error) == f"{tmp_path / 'none'}: No such file or directory"
-
-
-@contextlib.contextmanager
-def ordinary_user():
-    """Take the rights of the superuser away, whom no permission stops."""
-    if os.name != "posix" or os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions of folders")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ pytest.importorskip("safetensors")
 cbook = pytest.importorskip("matplotlib.cbook")
 
 from examples.predict import main  # noqa: E402
-from tests.examples.command import call, refusal  # noqa: E402
+from tests.examples.command import call, ordinary_user, refusal  # noqa: E402
 from tests.oracle import MODELS, oracle  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,49 @@ def test_bad_files_are_reported_and_the_others_classified(photograph, weights, t
         assert line.startswith(f"error: {path}: ")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions of folders")
+def test_a_folder_that_cannot_be_read_costs_no_picture_its_answer(weights):
+    with tempfile.TemporaryDirectory() as name:  # the folders above `tmp_path` are private
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(weights, folder / "model.pt")
+        (folder / "lost+found").mkdir(mode=0)
+        (folder / "names only").mkdir()
+        for path in folder / "a.png", folder / "names only" / "b.png":
+            Image.new("L", (16, 16)).save(path)
+        (folder / "names only").chmod(0o444)
+        with ordinary_user():
+            arguments = folder, folder / "names only" / "b.png", "--weights", folder / "model.pt"
+            result = call(main, *arguments, "--top", 1)
+        (folder / "names only").chmod(0o755)
+        assert result.status == 1
+        assert result.stdout.splitlines()[0::2] == [str(folder / "a.png")]
+        denied = sorted(line.split(": ")[1:] for line in result.stderr.splitlines()[:-1])
+        assert denied == [
+            [str(folder / "lost+found"), "Permission denied"],
+            [str(folder / "names only" / "b.png"), "Permission denied"],
+            [str(folder / "names only" / "b.png"), "Permission denied"],
+        ]
+        assert result.stderr.splitlines()[1] == "ignored 1 files that are not images"
+
+
+@pytest.mark.parametrize("name", ["two\n  99.99%  lines", "esc\x1b[31mape", "cr\rback"])
+def test_a_name_cannot_add_a_line_or_drive_a_terminal(name, photograph, weights, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({**torch.load(weights), "classes": [name, "dog", "cat"]}, path)
+    folder = tmp_path / name
+    folder.mkdir()
+    photograph.save(folder / "good.png")
+    (folder / "bad.png").write_text("no image")
+    result = call(main, folder, "--weights", path)
+    escaped = name.encode("unicode_escape").decode()
+    first, *rows = result.stdout.splitlines()
+    assert first == f"{tmp_path}/{escaped}/good.png"
+    assert sorted(row.split("%  ", 1)[1] for row in rows) == sorted([escaped, "dog", "cat"])
+    assert result.stderr.startswith(f"error: {tmp_path}/{escaped}/bad.png: not an image")
+    assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines())
+
+
 def test_only_bad_files_leave_no_answer(weights, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     assert str(tmp_path / "text.png") in refusal(main, tmp_path, "--weights", weights)
@@ -200,6 +245,41 @@ def start(command: str) -> subprocess.Popen:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
+def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
+    """Pillow starts Ghostscript, called gs, to read EPS."""
+    programs, pictures = tmp_path / "bin", tmp_path / "pictures"
+    for folder in programs, pictures:
+        folder.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'gs was started'}\n")
+    (programs / "gs").chmod(0o755)
+    photograph.save(pictures / "a.png")
+    for name in "drawing.eps", "drawing.png", "drawing.ps":
+        photograph.resize((16, 16)).save(pictures / name, "EPS")
+    process = start(
+        f"PATH={programs}:$PATH; exec PREDICT {pictures} {pictures}/drawing.* --weights {weights}"
+    )
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert stdout.startswith(f"{pictures}/a.png\n")
+    assert stderr.count("not an image in a format that is read: JPEG, PNG, ") == 4
+    assert not (tmp_path / "gs was started").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures memory as Unix systems do")
+def test_large_pictures_are_not_all_decoded_at_once(weights, tmp_path):
+    """One of 49 megapixels takes 0.5 GB while it is decoded."""
+    Image.new("RGBA", (7000, 7000), (200, 100, 50, 128)).save(tmp_path / "0.png")
+    for index in range(1, 8):
+        (tmp_path / f"{index}.png").hardlink_to(tmp_path / "0.png")
+    process = start(f"OMP_NUM_THREADS=4 exec PREDICT {tmp_path} --weights {weights} --top 1")
+    answers = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    assert (status, answers.count("%")) == (0, 8)
+    assert used.ru_maxrss < 2 * 2**20  # in KiB on Linux
 
 
 @pytest.fixture(scope="module")
