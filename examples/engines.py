@@ -75,7 +75,8 @@ def compiled(network: nn.Module, autotune: bool = False) -> Network:
     # Freezing makes the weights constants, and folds batch norm into the convolutions.
     torch._inductor.config.freezing = True
     network = network.to(memory_format=torch.channels_last)
-    mode = "max-autotune" if autotune else "default"
+    # The mode "max-autotune" uses CUDA graphs on a GPU: a call overwrites the logits of the last.
+    mode = "max-autotune-no-cudagraphs" if autotune else "default"
     fast: Network = torch.compile(network, mode=mode, dynamic=False)
     return fast
 

@@ -55,9 +55,10 @@ def test_channels_last_computes_the_same(model):
 
 
 @CUDA
-def test_model_moves_to_cuda_and_back(name, model, tmp_path):
+def test_model_moves_to_cuda_and_back(name, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # it rounds: 5e-3 off
     images, moved = torch.randn(4, 3, 64, 64), copy.deepcopy(model).cuda()
-    assert deviation(moved(images.cuda()).cpu(), model(images)) <= 1e-3
+    assert deviation(moved(images.cuda()).cpu(), model(images)) <= 1e-4
     torch.save(moved.state_dict(), tmp_path / "cuda.pth")
     weights = torch.load(tmp_path / "cuda.pth", map_location="cpu", weights_only=True)
     for other in (moved.cpu(), MODELS[name].from_state_dict(weights).eval()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 for package in ("tyro", "pandas", "tabulate", "matplotlib"):
     pytest.importorskip(package)
 
-from examples import engines  # noqa: E402
+from examples import benchmark, engines  # noqa: E402
 from examples.benchmark import (  # noqa: E402
     Config,
     Row,
@@ -230,6 +231,24 @@ def test_logits_that_are_not_finite_are_refused(eager, images):
     theirs, ours = eager
     wrong = Row("ours", ours.precision, lambda: lambda batch: theirs.build()(batch) * torch.nan)
     expect_refusal([theirs, wrong], images)
+
+
+# What is timed
+
+
+def test_the_first_call_of_a_turn_is_not_counted(monkeypatch):
+    clock = 0.0
+
+    def network(images: Tensor) -> Tensor:
+        nonlocal clock
+        clock += next(durations)
+        return images
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock)
+    for first, later in (0.9, 0.2), (0.09, 0.03):  # a slow row, and one timed several times
+        durations = itertools.chain([first], itertools.repeat(later))
+        milliseconds = benchmark.milliseconds_per_call(network, torch.zeros(1))
+        assert milliseconds == pytest.approx(1e3 * later)
 
 
 def test_an_option_given_twice_is_timed_once():
