@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import runpy
 import sys
@@ -17,7 +16,8 @@ import torchvision
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.oracle import MODELS, oracle
+from tests.official import let_be_official, publish
+from tests.oracle import MODELS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -51,13 +51,9 @@ def test_first_command_prints_the_last_lines_of_the_page(monkeypatch, capsys):
 
 @pytest.fixture
 def published(name, tmp_path, monkeypatch):
-    """Publish random weights, in a file whose name carries its hash, as the official ones."""
-    file = tmp_path / "weights.pth"
-    torch.save(oracle(name).state_dict(), file)
-    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    file = file.rename(tmp_path / f"{name}-{checksum[:8]}.pth")
-    monkeypatch.setattr(f"{name}.WEIGHTS_URL", file.as_uri())
+    """Publish random weights as the official ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    let_be_official(publish(name, tmp_path), name, monkeypatch)
 
 
 @pytest.mark.usefixtures("published")
