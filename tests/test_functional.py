@@ -1,4 +1,4 @@
-"""`torch.func` and gradient checkpointing take a network as a function of its parameters.
+"""`torch.func` takes a network as a function of its parameters.
 
 Per-sample gradients are a recipe, tested in `tests/docs/test_recipes.py`.
 """
@@ -9,7 +9,6 @@ import copy
 
 import torch
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 
 def test_functional_call_uses_the_parameters_it_is_given(model):
@@ -22,16 +21,3 @@ def test_functional_call_uses_the_parameters_it_is_given(model):
     assert torch.equal(functional_call(model, other.state_dict(), (images,)), expected)
     assert not torch.equal(before, expected)
     assert torch.equal(model(images), before)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(model):
-    images = torch.randn(2, 3, 64, 64, requires_grad=True)
-    gradients = []
-    for forward in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
-        loss = forward(images).square().mean()
-        model.zero_grad()
-        images.grad = None
-        loss.backward()
-        gradients.append([images.grad, *(parameter.grad for parameter in model.parameters())])
-    model.zero_grad()
-    assert all(torch.equal(*pair) for pair in zip(*gradients))

@@ -33,19 +33,6 @@ def test_logits_under_autocast_differ_by_rounding_only(model, dtype, device):
     assert 0 < deviation(logits.float(), model(images)) <= ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_autocast_gives_float32_gradients(model, device):
-    model, images = copy.deepcopy(model).to(device), torch.randn(4, 3, 64, 64, device=device)
-    gradients = []
-    for enabled in (False, True):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-            loss = model(images).float().square().mean()
-        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for expected, actual in zip(*gradients):
-        assert actual.dtype == torch.float32
-        assert torch.cosine_similarity(actual.flatten(), expected.flatten(), 0) >= 0.9
-
-
 def test_channels_last_computes_the_same(model):
     images = torch.randn(4, 3, 96, 64)
     with torch.no_grad():

@@ -5,7 +5,6 @@ The tests publish random weights at a file: address, so that they need no networ
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import shutil
 import subprocess
@@ -16,23 +15,17 @@ import pytest
 import torch
 import torchvision
 
-from tests.oracle import MODELS, oracle
+from tests.official import let_be_official, publish, with_hash
+from tests.oracle import MODELS
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def published(name, tmp_path, monkeypatch):
-    """Publish the weights of `oracle` in a file whose name carries its hash. Return the file."""
+    """The weights of `oracle` in a file whose name carries its hash, and an empty cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    file = tmp_path / f"{name}.pth"
-    torch.save(oracle(name).state_dict(), file)
-    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    return file.rename(tmp_path / f"{name}-{checksum[:8]}.pth")
-
-
-def publish_at(file: Path, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules[MODELS[name].__module__], "WEIGHTS_URL", file.as_uri())
+    return publish(name, tmp_path)
 
 
 def test_address_is_that_of_torchvisions_official_weights(name):
@@ -41,7 +34,7 @@ def test_address_is_that_of_torchvisions_official_weights(name):
 
 
 def test_network_has_the_published_weights(name, published, monkeypatch, expected_model):
-    publish_at(published, name, monkeypatch)
+    let_be_official(published, name, monkeypatch)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         logits = MODELS[name].from_pretrained().eval()(images)
@@ -49,7 +42,7 @@ def test_network_has_the_published_weights(name, published, monkeypatch, expecte
 
 
 def test_weights_are_downloaded_once(name, published, monkeypatch):
-    publish_at(published, name, monkeypatch)
+    let_be_official(published, name, monkeypatch)
     MODELS[name].from_pretrained()
     published.unlink()
     MODELS[name].from_pretrained()
@@ -59,7 +52,7 @@ def test_file_with_a_wrong_hash_is_refused_and_not_kept(name, published, monkeyp
     damaged = bytearray(published.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     published.write_bytes(damaged)
-    publish_at(published, name, monkeypatch)
+    let_be_official(published, name, monkeypatch)
     with pytest.raises(RuntimeError, match="hash"):
         MODELS[name].from_pretrained()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
@@ -83,8 +76,6 @@ assert "torchvision" not in sys.modules
 
 def test_file_that_holds_more_than_tensors_is_refused(name, published, monkeypatch):
     torch.save(MODELS[name](num_classes=1), published)
-    checksum = hashlib.sha256(published.read_bytes()).hexdigest()
-    renamed = published.rename(published.with_name(f"{name}-{checksum[:8]}.pth"))
-    publish_at(renamed, name, monkeypatch)
+    let_be_official(with_hash(published), name, monkeypatch)
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         MODELS[name].from_pretrained()

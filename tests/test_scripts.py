@@ -60,3 +60,10 @@ def test_unknown_device_is_an_error(script, monkeypatch, capsys):
     with pytest.raises(RuntimeError, match="nonsense"):
         runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out == ""
+
+
+def test_script_runs_where_torch_is_the_only_package(script, monkeypatch):
+    for package in ("torchvision", "numpy", "PIL"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setattr(sys, "argv", [str(script), "--device", "meta"])
+    runpy.run_path(str(script), run_name="__main__")

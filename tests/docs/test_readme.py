@@ -1,65 +1,123 @@
-"""The README's snippet, figures and tables are true."""
+"""The README is true: commands, snippet, tables, links.
+
+`.ci/run` runs its commands as they stand, in a fresh environment.
+"""
 
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torchvision
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet18 import BasicBlock
-from tests.oracle import MODELS, oracle
+from tests.official import let_be_official, publish
+from tests.oracle import MODELS
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEADINGS = {"alexnet": "### AlexNet\n", "resnet18": "### ResNet-18\n"}
 
 
-def block(after: str, language: str) -> str:
-    """Return the first code block of a language after some words."""
-    return README.split(after, 1)[1].split(f"```{language}\n", 1)[1].split("```", 1)[0]
+def blocks(language: str) -> list[str]:
+    """Return all code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
 def table(after: str) -> list[list[str]]:
     """Return the rows of the first table after some words, without its head."""
-    lines = README.split(after, 1)[1].split("\n| ", 1)[1].split("\n\n", 1)[0].splitlines()
+    lines = README.split(after, 1)[1].split("\n|", 1)[1].split("\n\n", 1)[0].splitlines()
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_snippet_prints_the_three_most_likely_classes(tmp_path, monkeypatch, capsys):
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    theirs = oracle("resnet18").eval()
-    torch.save(theirs.state_dict(), cache / Path(weights.url).name)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    photograph = Image.effect_noise((320, 240), 90).convert("RGB")
-    photograph.save("photo.jpg")
-
-    exec(block("official ImageNet weights", "python"), {})
-
-    with Image.open("photo.jpg") as image, torch.inference_mode():
-        most_likely = theirs(weights.transforms()(image)[None])[0].topk(3).indices
-    expected = [weights.meta["categories"][index] for index in most_likely]
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("%  ")[1] for line in lines] == expected
+# The first screen
 
 
-def test_figures_name_every_module(name):
-    drawing = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
-    for module, _ in MODELS[name]().named_children():
-        assert f">{module}</text>" in drawing, module
+def test_first_command_prints_the_last_lines_of_the_page(monkeypatch, capsys):
+    _, *commands = blocks("bash")[0].split(" && ")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for command, last_lines in zip(commands, blocks("text")):
+        _, script = command.split()
+        monkeypatch.setattr(sys, "argv", [script])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert capsys.readouterr().out.endswith(f"\n{last_lines.replace('cpu', device)}"), command
 
 
-def test_figure_of_the_block_names_every_module():
-    drawing = (ROOT / "docs" / "block.svg").read_text(encoding="utf-8")
-    for module, _ in BasicBlock(64, 128, stride=2).named_modules():
-        if module not in ("", "shortcut"):
-            assert f">{module}</text>" in drawing, module
+@pytest.fixture
+def published(name, tmp_path, monkeypatch):
+    """Publish random weights as the official ones."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    let_be_official(publish(name, tmp_path), name, monkeypatch)
+
+
+@pytest.mark.usefixtures("published")
+def test_snippet_prints_the_three_most_likely_classes(name, expected_model, monkeypatch, capsys):
+    (snippet,) = blocks("python")
+    if name == "alexnet":  # as the page says
+        snippet = snippet.replace("resnet18", "alexnet").replace("ResNet18", "AlexNet")
+    monkeypatch.chdir(ROOT)
+
+    exec(snippet, {})
+
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    image = weights.transforms()(Image.open(DOCS / "cat.jpg"))
+    with torch.inference_mode():
+        expected = expected_model(image[None]).softmax(dim=1)[0]
+    lines = [line.split("%  ") for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [label for _, label in lines] == [
+        weights.meta["categories"][index] for index in expected.topk(3).indices
+    ]
+    for (percent, _), probability in zip(lines, expected.topk(3).values):
+        assert float(percent) == pytest.approx(100 * probability.item(), abs=0.02)
+
+
+def test_house_cats_are_named_as_torchvision_names_them():
+    says = README.split("The classes of house cats are", 1)[1].split(".", 1)[0]
+    categories = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert re.findall("`(.+?)`", says) == categories[281:286]
+
+
+def test_the_download_is_as_large_as_the_page_says(name):
+    with torch.device("meta"):
+        tensors = MODELS[name]().state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert f"({size / 1e6:.0f} MB)" in README
+
+
+def test_no_parameter_of_alexnet_has_torchvisions_name():
+    """So that `load_state_dict(..., strict=False)` loads nothing."""
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.alexnet(), MODELS["alexnet"]()
+    assert theirs.state_dict().keys().isdisjoint(ours.state_dict())
+
+
+# Results at a glance
+
+
+def test_accuracies_on_imagenet_are_those_that_torchvision_publishes():
+    row = table("## Results at a glance")[0]
+    for name, cell in zip(("resnet18", "alexnet"), row[1:3]):
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        metrics = weights.meta["_metrics"]["ImageNet-1K"]
+        assert cell == f"{metrics['acc@1']:.3f}% / {metrics['acc@5']:.3f}%"
+
+
+def test_other_results_are_those_of_the_page_that_their_row_links_to():
+    _, *rows = table("## Results at a glance")
+    assert rows
+    for row in rows:
+        page = (ROOT / re.search(r"\]\((docs/\w+\.md)", row[-1])[1]).read_text(encoding="utf-8")
+        for cell in row[1:3]:
+            assert cell.rstrip("%") in page, row[0]
+
+
+# The networks
 
 
 def test_tables_of_layers_have_the_numbers_of_the_networks(name):
@@ -89,14 +147,22 @@ def test_tables_of_layers_have_the_numbers_of_the_networks(name):
     assert f"{counter.get_total_flops() / 2e6:,.1f}" == multiply_adds
 
 
-def test_accuracies_are_those_that_torchvision_publishes():
-    for network, top1, top5 in table("### Accuracy"):
-        weights = torchvision.models.get_model_weights(network.lower().replace("-", ""))
-        metrics = weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
-        assert (top1, top5) == (f"{metrics['acc@1']:.3f}%", f"{metrics['acc@5']:.3f}%")
+# Links, on all pages
 
 
-def test_links_to_files_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        links = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8"))
-        assert [link for link in links if not (page.parent / link).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """Return the headings of a page as links name them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    headings = [re.sub(r"\[(.+?)\]\(.+?\)", r"\1", h) for h in re.findall(r"^#+ (.+)", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_to_a_file_and_a_heading(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)", page.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link

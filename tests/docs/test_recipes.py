@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
 import math
 import operator
 import os
-import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,12 +124,6 @@ def torchvision_without_inplace(expected_model: nn.Module) -> nn.Module:
     return theirs
 
 
-def test_every_link_within_the_page_leads_to_a_heading():
-    headings = re.findall(r"^#+ (.+)", re.sub(r"```.*?```", "", PAGE, flags=re.S), re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert [link for link in re.findall(r"\]\(#([^)]*)\)", PAGE) if link not in anchors] == []
-
-
 @pytest.mark.parametrize(
     "heading",
     [pytest.param("torch.compile", marks=pytest.mark.slow), "TorchScript", "Fuse batch norm"],
@@ -221,17 +214,6 @@ def test_checkpoints_of_wrapped_networks_load(run, name, model, expected):
         assert torch.equal(variables["model"](variables["images"]), expected(variables["images"]))
 
 
-def test_a_class_in_a_checkpoint_is_refused_until_it_is_allowed(tmp_path):
-    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "checkpoint.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    try:
-        torch.serialization.add_safe_globals([argparse.Namespace])
-        assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["args"].lr == 0.1
-    finally:
-        torch.serialization.clear_safe_globals()
-
-
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_other_libraries_take_the_weights(library, run, name, expected):
     if (library, name) == ("timm", "alexnet"):
@@ -263,10 +245,10 @@ def test_the_head_maps_the_features_to_the_logits(run, name, model, expected):
 
 
 @pytest.fixture
-def grad_cam(run):
-    """The variables of the recipe, run on a photograph of noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), "uint8")
-    Image.fromarray(noise).save("photo.jpg")
+def grad_cam(run, tmp_path):
+    """The variables of the recipe, run on the photograph of the repository."""
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "cat.jpg", tmp_path / "docs")
     return run("Grad-CAM")
 
 
@@ -291,7 +273,7 @@ def test_grad_cam_equals_captum_on_torchvision(grad_cam, name, expected_model):
 
 def test_grad_cam_draws_the_map_in_red_over_the_photograph(grad_cam):
     crop = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms(mean=[0] * 3, std=[1] * 3)
-    photo, strength = 255 * crop(Image.open("photo.jpg")), 0.7 * grad_cam["heatmap"][0, 0]
+    photo, strength = 255 * crop(Image.open("docs/cat.jpg")), 0.7 * grad_cam["heatmap"][0, 0]
     picture = torch.tensor(np.asarray(Image.open("grad-cam.png"))).permute(2, 0, 1)
     red = torch.tensor([255, 0, 0]).view(3, 1, 1)
     assert (picture - ((1 - strength) * photo + strength * red)).abs().max() <= 1
@@ -334,13 +316,6 @@ def test_guided_backprop_equals_torchvision(attribution, expected_model):
     assert deviation(attribution["guided"], guided) <= 1e-5
 
 
-def test_lrp_by_its_default_rule_is_the_gradient_times_the_image(attribution, model):
-    images = attribution["images"].detach().clone().requires_grad_()
-    scores = model(images).gather(1, attribution["classes"][:, None])
-    (gradient,) = torch.autograd.grad(scores.sum(), images)
-    assert deviation(attribution["lrp"], gradient * images) <= 1e-4
-
-
 def test_lrp_equals_torchvision(attribution, expected_model):
     addition = attribution["Addition_Module"]
     theirs = attribution["with_modules"](
@@ -351,26 +326,21 @@ def test_lrp_equals_torchvision(attribution, expected_model):
     assert deviation(attribution["lrp"], lrp) <= 1e-5
 
 
-def test_deep_lift_equals_torchvision_where_that_runs(attribution, name, expected_model):
-    theirs = attribution["DeepLift"](torchvision_without_inplace(expected_model))
+def test_deep_lift_equals_torchvision(attribution, name, expected_model):
     if name == "resnet18":
-        with pytest.raises(RuntimeError):  # it calls a ReLU twice
-            theirs.attribute(attribution["images"], target=attribution["classes"])
-        return
+        pytest.skip("captum's DeepLIFT does not run on torchvision's ResNet-18")
+    theirs = attribution["DeepLift"](torchvision_without_inplace(expected_model))
     deep_lift = theirs.attribute(attribution["images"], target=attribution["classes"])
     assert deviation(attribution["deep_lift"], deep_lift) <= 1e-5
 
 
-def test_deep_lift_sums_to_the_change_of_the_logit(attribution, name, model):
-    images, model = attribution["images"], copy.deepcopy(model)
-    if name == "alexnet":  # with biases of 0, as it starts, captum needs no rule for its max pools
-        for key, parameter in model.named_parameters():
-            parameter.data *= not key.endswith("bias")
-    network = attribution["with_modules"](model, {F.relu: nn.ReLU})
-    deep_lift = attribution["DeepLift"](network).attribute(images, target=attribution["classes"])
+def test_deep_lift_of_resnet18_sums_to_the_change_of_the_logit(attribution, name, model):
+    if name == "alexnet":
+        pytest.skip("captum's rule for max pooling is wrong after a ReLU")
+    images = attribution["images"]
     changes = model(images) - model(torch.zeros_like(images))
     changes = changes.gather(1, attribution["classes"][:, None]).flatten()
-    assert deviation(deep_lift.sum((1, 2, 3)), changes) <= 1e-3
+    assert deviation(attribution["deep_lift"].sum((1, 2, 3)), changes) <= 1e-3
 
 
 def test_gradients_per_sample(run, model):
@@ -521,45 +491,44 @@ def test_a_saved_network_starts_in_another_process_without_compiling(run, name, 
 
 # In evaluation mode, so that two processes with half of the batch each compute the gradients of one
 # with all of it: in training, each would normalize by statistics of its own half.
-TWO_PROCESSES = """
+HALF_OF_THE_BATCH = """
 import copy, os
-import torch.nn.functional as F
 
-rank = int(os.environ["RANK"])
-whole, all_images, all_labels = model, images, labels
-F.cross_entropy(whole(all_images), all_labels).backward()
-
-
-def check(tolerance):
-    for (name, parameter), same in zip(model.named_parameters(), whole.parameters()):
-        gradient = parameter.grad
-        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-        assert same.grad.abs().max() > 0, name
-        assert (gradient - same.grad).norm() <= tolerance * same.grad.norm(), name
-    torch.distributed.init_process_group = lambda backend: None  # once for all recipes
+whole, rank = copy.deepcopy(model), int(os.environ["RANK"])
+torch.nn.functional.cross_entropy(whole(images), labels).backward()
+images, labels = images.chunk(2)[rank], labels.chunk(2)[rank]
 """
-ONE_RECIPE = """
-model = copy.deepcopy(whole)
-model.zero_grad()
-images, labels = all_images.chunk(2)[rank], all_labels.chunk(2)[rank]
+SAME_GRADIENTS = """
+for (name, parameter), same in zip(model.named_parameters(), whole.parameters()):
+    gradient = parameter.grad
+    gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    assert same.grad.abs().max() > 0, name
+    assert (gradient - same.grad).norm() <= 1e-3 * same.grad.norm(), name
 """
 
 
 @pytest.mark.slow
-def test_two_processes_compute_the_gradients_of_one(name, tmp_path):
+@pytest.mark.parametrize("heading", ["DistributedDataParallel", "FSDP2"])
+def test_two_processes_compute_the_gradients_of_one_and_end(heading, name, tmp_path):
+    if heading == "FSDP2" and torch.__version__ < "2.6":
+        pytest.skip("fully_shard is newer")
     same_seed = "import torch\ntorch.manual_seed(0)"
-    parts = [same_seed, code("", name).replace("224", "64"), TWO_PROCESSES]
-    parts += [ONE_RECIPE, code("DistributedDataParallel", name), "check(1e-3)"]
-    if torch.__version__ >= "2.6":  # which fully_shard is new in
-        parts += [ONE_RECIPE, code("FSDP2", name), "check(1e-3)"]
-    parts.append("torch.distributed.barrier(); os._exit(0)")  # gloo's threads may abort later
-    (tmp_path / "train.py").write_text("\n".join(parts))
+    setup = code("", name).replace("224", "64")
+    parallel, end = code(heading, name).split("torch.distributed.destroy_process_group()")
+    assert end.strip() == ""
+    parts = same_seed, setup, HALF_OF_THE_BATCH, parallel, SAME_GRADIENTS
+    script = "\n".join(parts) + "torch.distributed.destroy_process_group()\n"
+    (tmp_path / "train.py").write_text(script)
+
     command = "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "train.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        **{"cwd": tmp_path, "env": environment, "capture_output": True, "timeout": 60},
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
         check=False,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

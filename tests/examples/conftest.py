@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.examples.official import let_be_official, publish
+from tests.official import let_be_official, publish
 from tests.oracle import MODELS
 
 

@@ -23,7 +23,7 @@ import resnet18  # noqa: E402
 from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.errors import WeightsError  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
-from tests.examples.official import let_be_official, publish  # noqa: E402
+from tests.official import let_be_official, publish  # noqa: E402
 from tests.oracle import deviation, oracle  # noqa: E402
 
 MODULE = oracle("resnet18", num_classes=3).eval()
