@@ -56,7 +56,7 @@ HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
 class Config:
     """Train, fine-tune or evaluate AlexNet or ResNet-18."""
 
-    data: Annotated[Positional[str], hint("DATA", "required")]
+    data: Annotated[Positional[str], hint("DATA", "required, except with --resume")]
     """Folder with train/<class>/ and val/<class>/, or cifar10, which is downloaded to data/."""
     model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
     """Network to train or evaluate. With --weights, the network of that file."""
@@ -67,7 +67,7 @@ class Config:
     evaluate: bool = False
     """Print the accuracy and loss on DATA/val, then exit."""
     resume: bool = False
-    """Continue the run in --out after its last finished epoch, with the options that it has."""
+    """Continue the run in --out after its last finished epoch, with its options."""
     out: str = "runs/train"
     """Folder for the results."""
 
@@ -94,7 +94,7 @@ class Config:
     """Processes that read images, for each training process. They do not affect the result."""
 
 
-# These options may change when a run is resumed: they do not affect its result.
+# The options that may change when a run is resumed: they do not affect its result.
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
 
 
@@ -131,7 +131,7 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
     )
     rows: list[dict[str, float]] = []  # of metrics.csv, one for each finished epoch
 
-    if checkpoint:
+    if checkpoint:  # with --resume
         network.load_state_dict(checkpoint["network"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])

@@ -71,12 +71,12 @@ def test_resume_alone_after_sigkill_is_bit_identical(
 
 
 def test_options_can_be_given_again(finished, digits, tmp_path):
-    more = "--weights", finished / "model.pt", "--lr", 0.001, "--pretrained"
     out = stopped(finished, tmp_path / "run")
     checkpoint = read_checkpoint(out / "last.ckpt")
-    checkpoint["config"] |= {"weights": str(finished / "model.pt"), "lr": 0.001, "pretrained": True}
+    checkpoint["config"] |= {"pretrained": True, "lr": 0.001}
     torch.save(checkpoint, out / "last.ckpt")
-    result = call(main, *arguments(digits, out, *more, "--resume"))
+    more = "--pretrained", "--lr", 0.001, "--resume"
+    result = call(main, *arguments(digits, out, *more))
     assert result.status == 0, result
     assert "continues after epoch 1/2" in result.stdout.splitlines()[1]
     assert "learning rate 0.001" in result.stdout.splitlines()[0]
