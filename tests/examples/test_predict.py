@@ -253,7 +253,7 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     programs, pictures = tmp_path / "bin", tmp_path / "pictures"
     for folder in programs, pictures:
         folder.mkdir()
-    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'gs was started'}\n")
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
     (programs / "gs").chmod(0o755)
     photograph.save(pictures / "a.png")
     for name in "drawing.eps", "drawing.png", "drawing.ps":
@@ -265,13 +265,13 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     assert process.returncode == 1
     assert stdout.startswith(f"{pictures}/a.png\n")
     assert stderr.count("not an image in a format that is read: JPEG, PNG, ") == 4
-    assert not (tmp_path / "gs was started").exists()
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures memory as Unix systems do")
 def test_large_pictures_are_not_all_decoded_at_once(weights, tmp_path):
-    """One of 49 megapixels takes 0.5 GB while it is decoded."""
+    """One of 49 megapixels takes 0.5 GB while it is read."""
     Image.new("RGBA", (7000, 7000), (200, 100, 50, 128)).save(tmp_path / "0.png")
     for index in range(1, 8):
         (tmp_path / f"{index}.png").hardlink_to(tmp_path / "0.png")
