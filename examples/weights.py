@@ -343,7 +343,7 @@ def find_classes(saved: Mapping[str, Any], weights: Weights) -> tuple[list[str],
         return [], True
     num_classes = len(weights.tensors[f"{weights.layout.head}.weight"])
     names, indices = saved.get("classes"), saved.get("class_to_idx")
-    if isinstance(indices, Mapping) and set(indices.values()) == set(range(num_classes)):
+    if isinstance(indices, Mapping) and all(isinstance(i, int) for i in indices.values()):
         names = sorted(indices, key=indices.__getitem__)
     if isinstance(names, list):  # other training scripts may use this key for something else
         if len(names) != num_classes:

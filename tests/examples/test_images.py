@@ -1,6 +1,7 @@
 """Which files are images, and that their pixels are what a person sees."""
 
 import io
+import multiprocessing
 import os
 import pickle
 import struct
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image, PngImagePlugin
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 cbook = pytest.importorskip("matplotlib.cbook")
@@ -317,6 +319,7 @@ def photograph() -> Image.Image:
 
 
 def test_validation_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
+    photograph = photograph.resize((640, 480))  # at 512 x 600, resizing the image gives the same
     photograph.save(tmp_path / "photo.png")
     crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
     official = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
@@ -499,6 +502,24 @@ def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
     assert isinstance(error, ImageError)
     assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: ")
     assert label == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_the_error_of_a_damaged_image_is_one_line_from_a_worker_of_every_kind(method, tmp_path):
+    write_images(tmp_path, "cat/1.png")
+    (tmp_path / "cat" / "2.png").write_text("no image")
+    loader = DataLoader(
+        LabeledImages(tmp_path, val_transform, 24),
+        batch_size=2,
+        collate_fn=list,
+        num_workers=1,
+        multiprocessing_context=method,
+    )
+    ((_, (error, _)),) = loader
+    assert isinstance(error, ImageError)
+    assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: not an image")
+    assert "\n" not in str(error)
 
 
 def test_a_class_without_images_is_refused_by_name(tmp_path):

@@ -159,13 +159,11 @@ def test_a_folder_that_cannot_be_read_costs_no_picture_its_answer(weights):
         (folder / "names only").chmod(0o755)
         assert result.status == 1
         assert result.stdout.splitlines()[0::2] == [str(folder / "a.png")]
-        denied = sorted(line.split(": ")[1:] for line in result.stderr.splitlines()[:-1])
-        assert denied == [
-            [str(folder / "lost+found"), "Permission denied"],
-            [str(folder / "names only" / "b.png"), "Permission denied"],
-            [str(folder / "names only" / "b.png"), "Permission denied"],
+        denied = folder / "lost+found", *[folder / "names only" / "b.png"] * 2
+        assert sorted(result.stderr.splitlines()) == [
+            *(f"error: {path}: Permission denied" for path in denied),
+            "ignored 1 files that are not images",
         ]
-        assert result.stderr.splitlines()[1] == "ignored 1 files that are not images"
 
 
 @pytest.mark.parametrize("name", ["two\n  99.99%  lines", "esc\x1b[31mape", "cr\rback"])
@@ -253,7 +251,7 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     programs, pictures = tmp_path / "bin", tmp_path / "pictures"
     for folder in programs, pictures:
         folder.mkdir()
-    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'gs was started'}\n")
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
     (programs / "gs").chmod(0o755)
     photograph.save(pictures / "a.png")
     for name in "drawing.eps", "drawing.png", "drawing.ps":
@@ -265,13 +263,13 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     assert process.returncode == 1
     assert stdout.startswith(f"{pictures}/a.png\n")
     assert stderr.count("not an image in a format that is read: JPEG, PNG, ") == 4
-    assert not (tmp_path / "gs was started").exists()
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures memory as Unix systems do")
 def test_large_pictures_are_not_all_decoded_at_once(weights, tmp_path):
-    """One of 49 megapixels takes 0.5 GB while it is decoded."""
+    """One of 49 megapixels takes 0.5 GB while it is read."""
     Image.new("RGBA", (7000, 7000), (200, 100, 50, 128)).save(tmp_path / "0.png")
     for index in range(1, 8):
         (tmp_path / f"{index}.png").hardlink_to(tmp_path / "0.png")
