@@ -1,8 +1,8 @@
 """Classify photographs with AlexNet or ResNet-18.
 
-python -m examples.predict photo.jpg
+python -m examples.predict docs/cat.jpg
 python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
-python -m examples.predict --weights run/model.pt photo.jpg
+python -m examples.predict --weights runs/first/model.pt docs/cat.jpg
 """
 
 import json
