@@ -53,7 +53,7 @@ def test_workers_and_their_start_method_change_no_bit(
 
     more = [*more, "--workers", workers]
     status, _, stderr = run(*arguments(digits, out, *more), start_method=start_method)
-    assert (status, stderr) == (0, "")
+    assert status == 0, stderr  # with a warning of PyTorch if there are fewer than three cores
     for part in "network", "optimizer":
         expected, result = (read_checkpoint(f / "last.ckpt")[part] for f in (whole, out))
         torch.testing.assert_close(result, expected, rtol=0, atol=0)
