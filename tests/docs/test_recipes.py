@@ -8,7 +8,6 @@ import io
 import math
 import operator
 import os
-import re
 import shutil
 import subprocess
 import sys
