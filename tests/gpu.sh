@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} data=${DATA:-cifar10} out=${1:-runs/gpu} failed=()
-mkdir -p "$out"
+if ! mkdir -p "$(dirname "$out")" || ! mkdir "$out"; then exit 1; fi # results of two runs do not mix
 
 step() { # a name and a command: what it prints goes to the screen and to NAME.txt
     echo "== $1: ${*:2}"
@@ -17,9 +17,11 @@ step() { # a name and a command: what it prints goes to the screen and to NAME.t
 }
 
 step machine "$python" -c '
-import torch, torchvision
+import sys, torch, torchvision
+if not torch.cuda.is_available(): sys.exit("error: PyTorch finds no CUDA device")
 print("torch", torch.__version__, "torchvision", torchvision.__version__)
 print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())'
+[ ${#failed[@]} -eq 0 ] || exit 1 # without a GPU, the rest would take hours
 
 step tests "$python" -m pytest -m "" -p no:cacheprovider --durations=10 \
     tests/test_gpu.py tests/test_precision.py tests/test_scripts.py

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -86,8 +85,8 @@ def test_training_on_a_gpu_continues_after_sigkill(precision, digits, tmp_path):
     finish(start(digits, whole, "--precision", precision))
 
     process = start(digits, out, "--precision", precision)
-    while process.poll() is None and not (out / "last.ckpt").exists():
-        time.sleep(0.02)
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None, process.stderr.read()
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
     finish(start(digits, out, "--precision", precision, "--resume"))
@@ -97,12 +96,6 @@ def test_training_on_a_gpu_continues_after_sigkill(precision, digits, tmp_path):
     # A GPU adds in another order in each run, so the bits differ.
     for metric in "train_loss", "val_loss":
         assert list(resumed[metric]) == pytest.approx(list(expected[metric]), rel=0.2, abs=0.05)
-
-
-def test_a_compiled_training_step_learns_on_a_gpu(digits, tmp_path):
-    finish(start(digits, tmp_path / "run", "--compile", "--precision", "bfloat16"))
-    losses = pd.read_csv(tmp_path / "run" / "metrics.csv")["train_loss"]
-    assert losses.iloc[-1] < losses.iloc[0]
 
 
 def test_torchrun_with_one_process_trains_on_a_gpu(digits, tmp_path):

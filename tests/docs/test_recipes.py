@@ -1,4 +1,4 @@
-"""Each recipe of docs/recipes.md and docs/speed.md runs as it stands, and its numbers are right."""
+"""Each recipe of docs/recipes.md runs as it stands, and its numbers are right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import math
 import operator
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,12 +28,7 @@ pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-SECTIONS = {
-    section.split("\n", 1)[0]: section
-    for page in (PAGE, SPEED)
-    for section in page.split("\n### ")[1:]
-}
+SECTIONS = {section.split("\n", 1)[0]: section for section in PAGE.split("\n### ")[1:]}
 
 
 class Step(NamedTuple):
@@ -410,83 +404,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(run, name, model):
     ]
     for actual, same in zip(*gradients):
         assert deviation(actual, same) <= 1e-5
-
-
-def test_the_accuracy_counts_every_image_once(run, tmp_path, capsys):
-    for index in range(40):  # the last batch is not full
-        file = tmp_path / "DATA" / "val" / str(index % 4) / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(file)
-    run("Count the accuracy", fast=lambda images: torch.eye(4)[[3] * len(images)])
-    assert capsys.readouterr().out == "top-1 25.00% of 40 images\n"
-
-
-@pytest.mark.slow
-def test_a_compiled_network_gives_the_same_logits(run, expected):
-    inductor = pytest.importorskip("torch._inductor.config")
-    torch.compiler.reset()
-    with inductor.patch(freezing=False):  # again, after the recipe has set it
-        names = run("Compiled")
-    assert deviation(names["logits"], expected(names["images"])) <= 1e-4
-    assert deviation(names["rough_logits"].float(), expected(names["images"])) <= 0.05
-
-
-@pytest.mark.slow
-def test_an_int8_network_agrees_on_images_that_it_was_not_calibrated_on(run, name):
-    pytest.importorskip("torchao")
-    torch.compiler.reset()
-    pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
-    images = F.interpolate(images, size=64, mode="bilinear").expand(-1, 3, -1, -1)
-    model = MODELS[name](num_classes=10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for batch in torch.randperm(1200).repeat(2).split(64):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[batch]), torch.from_numpy(labels[batch])).backward()
-        optimizer.step()
-
-    config = pytest.importorskip("torch._inductor.config")
-    with torch.no_grad(), config.patch(freezing=False):  # which the recipe sets, as before again
-        quantized = run("Int8", model=model.eval(), images=images[:128])["fast"]
-        test = images[1200:]
-        int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (quantized, model))
-    assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
-    assert deviation(int8, float32) <= 0.1
-
-
-@pytest.mark.parametrize("heading, tolerance", [("OpenVINO", 1e-4), ("OpenVINO, int8", 0.3)])
-def test_openvino_gives_the_logits(run, name, expected, heading, tolerance):
-    for package in ("openvino", *(["nncf"] if "int8" in heading else [])):
-        pytest.importorskip(package)
-    names = run(heading)
-    assert deviation(names["logits"], expected(names["images"])) <= tolerance
-
-
-def test_onnx_runtime_gives_the_logits(run, expected):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    names = run("ONNX Runtime")
-    assert deviation(names["logits"], expected(names["images"])) <= 1e-4
-    assert deviation(names["rough_logits"], expected(names["images"])) <= 0.3
-
-
-@pytest.mark.slow
-def test_a_saved_network_starts_in_another_process_without_compiling(run, name, tmp_path):
-    pytest.importorskip("torchao")
-    config = pytest.importorskip("torch._inductor.config")
-    torch.compiler.reset()
-    save, load = (step.code for step in recipe("Compiled once, for a service", name))
-    with config.patch(freezing=False):
-        names = run("Int8")
-        exec(save, names)
-    torch.save(names["images"], "images.pt")
-    load = load.replace("torch.randn(4, 3, 224, 224)", "torch.load('images.pt')")
-    environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    measure = code("Time and memory of a new process", name)
-    command = [sys.executable, "-c", f"{load}\ntorch.save(logits, 'logits.pt')\n{measure}"]
-    shown = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
-    assert deviation(torch.load("logits.pt"), names["logits"]) <= 1e-2
-    assert re.fullmatch(r"\d+\.\d s, \d+ MB\n", shown)
 
 
 # In evaluation mode, so that two processes with half of the batch each compute the gradients of one

@@ -1,21 +1,158 @@
-"""The answer at the top of docs/speed.md has the figures of its tables."""
+"""docs/speed.md: its commands and code run as they stand, its answer has the figures below it."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-PAGE = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
-ANSWER, REST = PAGE.split("\n### ", 1)
+import pytest
+from PIL import Image
+
+for package in ("tyro", "pandas", "matplotlib", "tqdm"):
+    pytest.importorskip(package)
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+ANSWER, REST = PAGE.split("\n## ", 1)
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.S)
 FIGURES = r"\d+\.\d\d / \d+\.\d\d / \d+\.\d\d"
+TRAIN, VAL = 28, 11  # images of a class
 
 
-def test_every_figure_of_the_answer_is_that_of_a_row():
-    rows = [
-        " / ".join(re.findall(r"[\d.]+, (\d+\.\d\d)", line))
-        for line in REST.splitlines()
-        if line.startswith("|")
-    ]
-    figures = re.findall(FIGURES, ANSWER)
-    assert len(figures) >= 8
+# Figures and links
+
+
+def test_every_speedup_of_the_answer_and_of_the_alternatives_is_that_of_a_row():
+    tables, alternatives = REST.split("\n## Alternatives", 1)
+    alternatives, older = alternatives.split("\n## Older measurements", 1)
+    rows = [" / ".join(re.findall(r"[\d.]+, (\d+\.\d\d)", line)) for line in tables.splitlines()]
+    rows += re.findall(FIGURES, older)
+    figures = re.findall(FIGURES, ANSWER + alternatives)
+    assert len(figures) >= 20
     assert [figure for figure in figures if figure not in rows] == []
+
+
+def test_every_function_of_the_alternatives_is_one_of_engines():
+    from examples import engines
+
+    table = PAGE.split("\n## Alternatives")[1].split("\n\n- ")[0]
+    names = re.findall(r"`(\w+)`", re.sub(r"```.*?```", "", table, flags=re.S))
+    functions = [name for name in names if "_" in name or name == "compiled"]
+    assert len(set(functions)) >= 10
+    assert [name for name in functions if not hasattr(engines, name)] == []
+
+
+def test_every_link_within_the_page_leads_to_a_heading():
+    headings = re.findall(r"^#+ (.+)", re.sub(r"```.*?```", "", PAGE, flags=re.S), re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert [link for link in re.findall(r"\]\(#([^)]*)\)", PAGE) if link not in anchors] == []
+
+
+# Commands and code
+
+
+def block(words: str) -> str:
+    """Return the only block of code with these words, without the lines that install packages."""
+    (found,) = [content for _, content in BLOCKS if words in content]
+    return "".join(line for line in found.splitlines(True) if not line.startswith("pip install"))
+
+
+def run(code: str, folder: Path, *, options: str = "") -> str:
+    """Run the commands in the folder, as a user does in the repository; return what they print."""
+    as_typed = 'python() { "$PYTHON" "$@"; }\n'
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-euc", as_typed + code.strip() + options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with handwritten digits in DATA, a network trained on them, and the photo."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    folder, data = tmp_path_factory.mktemp("speed"), datasets.load_digits()
+    for digit in (0, 1, 3):
+        for index, pixels in enumerate(data.images[data.target == digit][: TRAIN + VAL]):
+            part = "train" if index < TRAIN else "val"
+            path = folder / "DATA" / part / str(digit) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 15).astype("uint8")).resize((64, 64)).save(path)
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "cat.jpg", folder / "docs")
+    small = "--image-size 64 --batch-size 8 --epochs 3 --device cpu"
+    run(f"python -m examples.train DATA --out runs/train {small}", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(folder) -> str:
+    """What the commands at the top print. They leave the exported network in runs/fast."""
+    for package in ("openvino", "nncf"):
+        pytest.importorskip(package)
+    return run(block("examples.export"), folder)
+
+
+@pytest.mark.extended
+def test_the_two_commands_at_the_top_export_and_classify(printed, folder):
+    assert {"resnet18.xml", "resnet18.bin"} <= {
+        path.name for path in (folder / "runs" / "fast").iterdir()
+    }
+    assert "docs/cat.jpg" in printed
+    assert re.search(r"\d+\.\d\d%  [013]\n", printed)
+
+
+@pytest.mark.extended
+def test_the_accuracy_of_the_exported_network_is_counted(printed, folder):
+    shown = run(block("--evaluate"), folder)
+    assert f"{3 * VAL} images" in shown
+
+
+@pytest.mark.extended
+def test_the_service_answers_as_the_command_does_without_pytorch(printed, folder):
+    service = block("openvino.Core()")
+    no_torch = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
+    answer = subprocess.check_output([sys.executable, "-c", no_torch + service], cwd=folder)
+    command = (
+        "python -m examples.predict --weights runs/fast/resnet18.xml docs/cat.jpg --top 1 --json"
+    )
+    (prediction,) = json.loads(run(command, folder))["predictions"]
+    assert answer.decode().split() == [prediction["class"]]
+
+
+def test_the_instructions_of_the_processor_are_named(tmp_path):
+    assert set(run(block("get_capabilities"), tmp_path).split()) <= {"VNNI", "AMX"}
+
+
+@pytest.mark.slow
+def test_a_network_is_compiled_in_bfloat16(tmp_path):
+    code = block("in_bfloat16(compiled(") + "\nprint(tuple(logits.shape))"
+    (tmp_path / "code.py").write_text(code)
+    assert run("python code.py", tmp_path) == "(4, 1000)\n"
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_its_table(tmp_path):
+    pytest.importorskip("tabulate")
+    small = " --model resnet18 --precision int8 --image-size 64 --batch-size 1 --seconds 0"
+    shown = run(block("examples.benchmark"), tmp_path, options=small)
+    assert shown == (tmp_path / "runs" / "speed" / "table.md").read_text(encoding="utf-8")
+
+
+def test_no_block_of_the_page_is_left_out_here():
+    tests = Path(__file__).read_text(encoding="utf-8")
+    words = re.findall(r'block\("([^"]+)"\)', tests)
+    assert len(words) == len(BLOCKS)
+    for _, content in BLOCKS:
+        assert sum(word in content for word in words) == 1

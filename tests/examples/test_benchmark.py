@@ -251,6 +251,14 @@ def test_the_first_call_of_a_turn_is_not_counted(monkeypatch):
         assert milliseconds == pytest.approx(1e3 * later)
 
 
+def test_a_call_takes_until_the_device_has_finished(monkeypatch):
+    waited_for = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited_for.append)
+    images = torch.zeros(1, device="meta")  # in the place of a GPU
+    benchmark.seconds_of_a_call(lambda images: images, images)
+    assert waited_for == [images.device]
+
+
 def test_an_option_given_twice_is_timed_once():
     assert fill_in_defaults(Config(batch_size=(2, 8, 2))).batch_size == (2, 8)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 for package in ("tyro", "pandas", "matplotlib"):
@@ -14,6 +18,7 @@ for package in ("tyro", "pandas", "matplotlib"):
 from examples import engines  # noqa: E402
 from examples.benchmark import TOLERANCES, deviation, load_images  # noqa: E402
 from resnet18 import BasicBlock  # noqa: E402
+from tests.oracle import MODELS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +89,60 @@ def test_compiled_int8(network, images, expect_logits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_compiled_to_a_file(precision, network, images, tmp_path):
+def test_a_compiled_file_runs_in_another_process_without_a_compiler(
+    precision, network, images, tmp_path
+):
     pytest.importorskip("torchao")
     network = copy.deepcopy(network)
-    file = tmp_path / "network.pt2"
     quantized = network if precision == "float32" else engines.to_int8(network, images)
-    engines.compile_to_file(quantized, images, file)
-    loaded = torch._inductor.aoti_load_package(str(file))
+    engines.compile_to_file(quantized, images, tmp_path / "network.pt2")
+    torch.save(images, tmp_path / "images.pt")
+    code = """if True:
+        import torch
+        network = torch._inductor.aoti_load_package("network.pt2")
+        torch.save(network(torch.load("images.pt")), "logits.pt")
+    """
+    environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     with torch.no_grad():
-        assert deviation(loaded(images), network(images)) < TOLERANCES[precision]
+        logits = torch.load(tmp_path / "logits.pt")
+        assert deviation(logits, network(images)) < TOLERANCES[precision]
+
+
+@pytest.fixture(scope="module")
+def digits(name) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained on handwritten digits, images to calibrate it with, and other images."""
+    pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    images = F.interpolate(images, size=64, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
+    torch.manual_seed(0)
+    model = MODELS[name](num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for batch in torch.randperm(1200).repeat(2).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), torch.from_numpy(labels[batch])).backward()
+        optimizer.step()
+    return model.eval(), images[:128], images[1200:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["PyTorch", "OpenVINO", "ONNX Runtime"])
+def test_int8_agrees_on_images_that_it_was_not_calibrated_on(engine, digits, tmp_path):
+    needed = {"PyTorch": "torchao", "OpenVINO": "nncf", "ONNX Runtime": "onnxscript"}
+    pytest.importorskip(needed[engine])
+    model, calibration, test = digits
+    if engine == "PyTorch":
+        fast = engines.compiled_int8(model, calibration)
+    elif engine == "OpenVINO":
+        fast = engines.in_openvino(engines.to_openvino_int8(model, calibration))
+    else:
+        file = engines.to_onnx(model, calibration, tmp_path / "network.onnx")
+        fast = engines.in_onnx_runtime(engines.to_onnx_int8(file, calibration))
+
+    with torch.no_grad():
+        int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (fast, model))
+    assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
+    assert deviation(int8, float32) <= 0.2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
