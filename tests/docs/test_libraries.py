@@ -443,6 +443,8 @@ import os; os._exit(0)  # gloo's threads may abort later
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", ["DistributedDataParallel", "FSDP2"])
 def test_two_processes_save_a_checkpoint_that_one_reads(heading, name, tmp_path, monkeypatch):
+    if (heading, name) == ("DistributedDataParallel", "alexnet"):
+        pytest.skip("ResNet-18 stands for both, in less time")
     if heading == "FSDP2" and torch.__version__ < "2.6":
         pytest.skip("fully_shard is new in PyTorch 2.6")
     monkeypatch.chdir(tmp_path)
@@ -457,7 +459,7 @@ def test_two_processes_save_a_checkpoint_that_one_reads(heading, name, tmp_path,
         [sys.executable, "-m", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        timeout=100,
+        timeout=300,
         check=False,
         text=True,
     )
