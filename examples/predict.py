@@ -3,6 +3,7 @@
 python -m examples.predict docs/cat.jpg
 python -m examples.predict --model alexnet --top 3 --json holiday/ cat.png
 python -m examples.predict --weights runs/first/model.pt docs/cat.jpg
+python -m examples.predict --weights runs/fast/resnet18.xml docs/cat.jpg
 """
 
 import json
@@ -21,7 +22,8 @@ from torch.fx.experimental.optimization import fuse
 from tyro.conf import Positional
 
 from examples.device import find_device
-from examples.errors import ImageError, WeightsError, escape
+from examples.errors import ImageError, UserError, escape
+from examples.exported import check_exported_options, is_exported, load_exported
 from examples.images import find_images, normalize, read_image, val_transform
 from examples.memory import reuse_memory
 from examples.options import Model, hint
@@ -37,7 +39,7 @@ class Config:
     model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
     """Network to classify with. With --weights, the network of that file."""
     weights: Annotated[Path | None, hint("FILE", "default: the official ImageNet weights")] = None
-    """File with the weights of the network."""
+    """File with the weights of the network, or a file that examples.export wrote."""
     top: int = 5
     """Number of classes to print per image."""
     json: bool = False
@@ -112,7 +114,16 @@ class Predictor:
 
 
 def load_predictor(config: Config) -> Predictor:
-    """Return the network that the options select."""
+    """Return the network that the options select.
+
+    Raises:
+        UserError: it cannot be loaded, or not be run as the options say.
+    """
+    if is_exported(config.weights):
+        check_exported_options(config.weights, config.device, config.precision, Config.device)
+        exported = load_exported(config.weights, config.model)
+        return Predictor(exported.network, exported.classes, exported.image_size)
+
     device = find_device(config.device)
     if config.weights is None:
         classifier = load_official(config.model or "resnet18")
@@ -233,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     reuse_memory()
     try:
         all_classified = predict(config)
-    except WeightsError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -41,7 +41,9 @@ from examples.distributed import (
     mean_over_processes,
     print_once,
 )
+from examples.engines import Network
 from examples.errors import ImageError, UserError
+from examples.exported import Exported, check_exported_options, is_exported, load_exported
 from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
@@ -63,7 +65,7 @@ class Config:
     pretrained: bool = False
     """Start from the official ImageNet weights."""
     weights: Annotated[str | None, hint("FILE", "optional")] = None
-    """Start from the weights in this file."""
+    """Start from the weights in this file. --evaluate takes a file of examples.export too."""
     evaluate: bool = False
     """Print the accuracy and loss on DATA/val, then exit."""
     resume: bool = False
@@ -151,7 +153,7 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
         copy_running_statistics(network)
-        row |= evaluate(config, network, val_loader, device)
+        row |= evaluate(classifier(config, network, device), val_loader, device)
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
@@ -185,7 +187,7 @@ def train_one_epoch(
     start = time.perf_counter()
 
     with progress_bar(loader, f"epoch {epoch}/{config.epochs}") as bar:
-        for step, (images, labels) in enumerate(normalized_batches(bar, device), start=1):
+        for step, (images, labels) in enumerate(batches_on(device, bar), start=1):
             # Taken at the middle of the step, so that no step has a learning rate of zero.
             progress = (epoch - 1 + (step - 0.5) / len(loader)) / config.epochs
             lr = learning_rate(progress, config.lr)
@@ -193,7 +195,7 @@ def train_one_epoch(
                 group["lr"] = lr
 
             with autocast():
-                logits = model(images)
+                logits = model(normalize(images.to(memory_format=torch.channels_last)))
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -221,23 +223,36 @@ def train_one_epoch(
     }
 
 
+def classifier(config: Config, network: nn.Module, device: torch.device) -> Network:
+    """Return a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
+    network.eval()
+    dtype = getattr(torch, config.precision)
+
+    def classify(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
+        return logits.float()
+
+    return classify
+
+
 @torch.no_grad()
-def evaluate(
-    config: Config, network: nn.Module, loader: DataLoader[Any], device: torch.device
-) -> dict[str, float]:
+def evaluate(classify: Network, loader: DataLoader[Any], device: torch.device) -> dict[str, float]:
     """Return the mean loss, and the top-1 and top-5 accuracy in percent.
 
     With several processes, the results are over the images of all of them.
+
+    Args:
+        classify: a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes).
+        loader: yields pixels and labels.
+        device: where `classify` takes the pixels.
     """
-    network.eval()
-    dtype = getattr(torch, config.precision)
     loss_sum, top1, top5 = torch.zeros(3, device=device)
     seen = 0
 
     with progress_bar(loader, "validation") as bar:
-        for images, labels in normalized_batches(bar, device):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = network(images).float()  # (N, num_classes)
+        for images, labels in batches_on(device, bar):
+            logits = classify(images)
             predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
             hits = predictions == labels[:, None]
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
@@ -254,6 +269,8 @@ def evaluate(
 
 def evaluate_weights(config: Config) -> None:
     """Print the accuracy and loss of the weights on the validation images."""
+    if is_exported(config.weights):
+        config = replace(config, device="cpu")
     device = join_processes(config.device)
     initial = load_initial(config)
     config = fill_in_defaults(config, initial)
@@ -262,9 +279,13 @@ def evaluate_weights(config: Config) -> None:
     images = load_images(config.data, config.image_size, val_only=True)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)
     network = build_network(config, initial, images.classes)
-    network.to(device).to(memory_format=torch.channels_last)
+    if isinstance(initial, Exported):
+        classify = network
+    else:
+        network.to(device).to(memory_format=torch.channels_last)
+        classify = classifier(config, network, device)
 
-    row = evaluate(config, network, loader, device)
+    row = evaluate(classify, loader, device)
     accuracy = describe_accuracy(row, len(images.classes), digits=3)
     print_once(f"{accuracy}, loss {row['val_loss']:.3f}: {len(images.val):,} images")
 
@@ -281,10 +302,8 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
 
 
-def normalized_batches(
-    batches: Iterable[Any], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalized images (N, 3, H, W) and labels (N,) on the device.
+def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images, uint8 (N, 3, H, W), and labels (N,) on the device.
 
     Raises:
         ImageError: an image cannot be read.
@@ -293,8 +312,7 @@ def normalized_batches(
         if isinstance(batch, ImageError):
             raise batch
         images, labels = batch
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        yield normalize(images), labels.to(device, non_blocking=True)
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def progress_bar(loader: DataLoader[Any], title: str) -> tqdm:
@@ -452,8 +470,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 # The network
 
 
-def load_initial(config: Config) -> Classifier | None:
+def load_initial(config: Config) -> Classifier | Exported | None:
     """Return the network of --weights or --pretrained, or None for random weights."""
+    if is_exported(config.weights):
+        exported = load_exported(config.weights, config.model)
+        require(
+            config.image_size in (None, exported.image_size),
+            f"--image-size {config.image_size}: {config.weights} is for images of "
+            f"{exported.image_size} x {exported.image_size} pixels",
+        )
+        return exported
     if config.weights:
         return load_file(config.weights, config.model, head_optional=not config.evaluate)
     if config.pretrained:
@@ -462,7 +488,7 @@ def load_initial(config: Config) -> Classifier | None:
     return None
 
 
-def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
+def build_network(config: Config, initial: Classifier | Exported | None, classes: list[str]) -> Any:
     """Return the network to train or evaluate.
 
     If the initial weights are for other classes, the network gets a new head with random weights.
@@ -485,7 +511,7 @@ def build_network(config: Config, initial: Classifier | None, classes: list[str]
     return initial.network
 
 
-def describe_other_classes(initial: Classifier, classes: list[str], data: str) -> str:
+def describe_other_classes(initial: Classifier | Exported, classes: list[str], data: str) -> str:
     """Return how the classes of the weights differ from those of the data set."""
     if not initial.classes_known:
         return f"the weights are for {len(initial.classes)} classes, and {data} has {len(classes)}"
@@ -564,6 +590,12 @@ def check_options(config: Config) -> None:
     )
     if config.evaluate:
         require(config.pretrained or config.weights, "--evaluate needs --weights or --pretrained")
+    if is_exported(config.weights):
+        require(
+            config.evaluate,
+            f"{config.weights} is an exported network, which cannot be trained: use its weights",
+        )
+        check_exported_options(config.weights, config.device, config.precision, Config.device)
 
 
 def check_image_size(config: Config) -> None:
@@ -595,7 +627,7 @@ def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | No
         )
 
 
-def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
+def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> Config:
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
     model = config.model or (initial.name if initial else "resnet18")
     defaults = {

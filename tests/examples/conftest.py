@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import pickle
 import shutil
 
 import pytest
+import torch
+from torchvision.datasets import CIFAR10
 
 from tests.official import let_be_official, publish
 from tests.oracle import MODELS
@@ -49,3 +53,26 @@ def finished(digits, tmp_path_factory):
     assert (status, stderr) == (0, "")
     (out.parent / "stdout").write_text(stdout)
     return out
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch) -> None:
+    """CIFAR-10 as torchvision leaves it in data/, cut to 40 training and 20 validation images."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def store(name: str, content: dict) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(count: int) -> dict:
+        pixels = torch.randint(256, (count, 3 * 32 * 32), dtype=torch.uint8)
+        return {"data": pixels.numpy(), "labels": [index % 10 for index in range(count)]}
+
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+    _, checksum = store("batches.meta", {"label_names": names})
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": checksum}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "train_list", [store("data_batch_1", batch(40))])
+    monkeypatch.setattr(CIFAR10, "test_list", [store("test_batch", batch(20))])

@@ -1,14 +1,11 @@
 """What `python -m examples.train` promises, on real images: scikit-learn's handwritten digits."""
 
-import hashlib
-import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
@@ -21,29 +18,6 @@ from examples.train import learning_rate, main  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
-
-
-@pytest.fixture
-def cifar10(tmp_path, monkeypatch) -> None:
-    """CIFAR-10 as torchvision leaves it in data/, cut to 40 training and 20 validation images."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data" / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-
-    def store(name: str, content: dict) -> list[str]:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    def batch(count: int) -> dict:
-        pixels = torch.randint(256, (count, 3 * 32 * 32), dtype=torch.uint8)
-        return {"data": pixels.numpy(), "labels": [index % 10 for index in range(count)]}
-
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
-    _, checksum = store("batches.meta", {"label_names": names})
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": checksum}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    monkeypatch.setattr(CIFAR10, "train_list", [store("data_batch_1", batch(40))])
-    monkeypatch.setattr(CIFAR10, "test_list", [store("test_batch", batch(20))])
 
 
 def test_first_line_says_what_is_trained_on_what(finished):
