@@ -8,7 +8,7 @@
 [2012] splits the network over two GPUs. This file implements the single tower of [2014], but with
 256 filters in conv4. [2014] says 384 (page 5, footnote 1); its author's published configuration has
 256 (cuda-convnet2, layers-imagenet-1gpu.cfg). As in torchvision, there is no response normalization
-([2012], 3.3).
+([2012], 3.3). Dropout follows fc1 and fc2 ([2012], 4.2); in torchvision it precedes them.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class AlexNet(nn.Module):
     def from_pretrained(cls) -> AlexNet:
         """Build the network with torchvision's official ImageNet weights.
 
-        The first call downloads 244 MB to `torch.hub.get_dir()`, by default ~/.cache/torch/hub.
-        Later calls read that file.
+        The first call downloads 244 MB to `torch.hub.get_dir()`/checkpoints, by default
+        ~/.cache/torch/hub/checkpoints. Later calls read the file there.
 
         Raises:
             urllib.error.URLError: the weights cannot be downloaded.

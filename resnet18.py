@@ -63,7 +63,7 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512, num_classes)
 
-        # This keeps the variance of the gradients equal from layer to layer ([2015b], 2.2).
+        # Weights of variance 2 / fan_out ([2015b], equation 14), to which [2015a], 3.4, refers.
         # torchvision does the same, so the same seed gives the same initial weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -88,8 +88,8 @@ class ResNet18(nn.Module):
     def from_pretrained(cls) -> ResNet18:
         """Build the network with torchvision's official ImageNet weights.
 
-        The first call downloads 47 MB to `torch.hub.get_dir()`, by default ~/.cache/torch/hub.
-        Later calls read that file.
+        The first call downloads 47 MB to `torch.hub.get_dir()`/checkpoints, by default
+        ~/.cache/torch/hub/checkpoints. Later calls read the file there.
 
         Raises:
             urllib.error.URLError: the weights cannot be downloaded.
