@@ -456,8 +456,9 @@ def fill_in_defaults(config: Config) -> Config:
     if config.out:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=config.out).close()  # can be written to, also minutes later
         except OSError as error:
-            sys.exit(f"error: cannot create the folder {config.out}: {error.strerror}")
+            sys.exit(f"error: cannot write to the folder {config.out}: {error.strerror}")
     return config
 
 
@@ -477,11 +478,8 @@ def silence_compilers() -> None:
         inductor.max_autotune_report_choices_stats = False
 
 
-def main(arguments: list[str] | None = None) -> None:
-    config = fill_in_defaults(tyro.cli(Config, prog="python -m examples.benchmark", args=arguments))
-    silence_compilers()
-    reuse_memory()  # speeds up all rows, torchvision's too
-
+def benchmark(config: Config) -> None:
+    """Time all rows, and print the table or write it to --out too."""
     machine = describe_machine(torch.device(config.device))
     results = []
     for model, image_size in itertools.product(config.model, config.image_size):
@@ -495,6 +493,16 @@ def main(arguments: list[str] | None = None) -> None:
         (config.out / "times.json").write_text(times, encoding="utf-8")
         (config.out / "table.md").write_text(text, encoding="utf-8")
         draw_speedups(table).savefig(config.out / "speed.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = fill_in_defaults(tyro.cli(Config, prog="python -m examples.benchmark", args=arguments))
+    silence_compilers()
+    reuse_memory()  # speeds up all rows, torchvision's too
+    try:
+        benchmark(config)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

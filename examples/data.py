@@ -77,7 +77,7 @@ def load_images(data: str, image_size: int, val_only: bool) -> Images:
     train = LabeledImages(folder / "train", train_transform, image_size)
     for name in sorted(set(train.classes) ^ set(val.classes)):
         split = "train" if name in val.classes else "val"
-        raise ImageError(f"the class {name} is missing from {folder / split}")
+        raise ImageError(f"{folder / split}: the class {name} is missing")
     return Images(
         train,
         val,

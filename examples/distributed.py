@@ -50,7 +50,7 @@ def join_processes(device_name: str) -> torch.device:
 def first_process_first() -> Iterator[None]:
     """Let one process of each machine run this block before the others, which find its downloads.
 
-    If the block raises an error in that process, the others meet the same error.
+    If the block raises an error in that process, the others still run it.
     """
     if WORLD_SIZE > 1 and LOCAL_RANK > 0:
         dist.barrier()

@@ -103,8 +103,9 @@ def to_int8(network: nn.Module, images: Tensor) -> nn.Module:
     config = get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer = X86InductorQuantizer().set_global(config)
     any_batch_size = {0: torch.export.Dim("batch")}
+    two = images[[0, -1]]  # a batch of one would become a constant
     with torch.no_grad():
-        program = torch.export.export(network, (images[:2],), dynamic_shapes=(any_batch_size,))
+        program = torch.export.export(network, (two,), dynamic_shapes=(any_batch_size,))
         prepared = prepare_pt2e(program.module(), quantizer)
         prepared(images)  # records the ranges of the activations
         quantized: nn.Module = convert_pt2e(prepared)
@@ -193,7 +194,7 @@ def to_onnx(network: nn.Module, images: Tensor, file: Path) -> Path:
     """Write the network to an ONNX file for any batch size. Return the path of the file."""
     torch.onnx.export(
         network,
-        (images[:2],),
+        (images[[0, -1]],),  # two images: a batch of one would become a constant
         file,
         input_names=["images"],
         output_names=["logits"],

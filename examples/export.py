@@ -98,13 +98,12 @@ def export(config: Config) -> None:
     """Write the network to --out. Exit with an error message if the written file is wrong."""
     check_packages(config)
     classifier = load_classifier(config)
-    if config.calibrate:
+    if config.calibrate is not None:
         images = choose_images(config.calibrate, classifier.image_size, config.seed)
     else:
         images = crop_photograph(classifier.image_size, count=32)
 
-    create_folder(config.out)
-    with tempfile.TemporaryDirectory(prefix=".unchecked-", dir=config.out) as folder:
+    with unchecked_folder(config.out) as folder:
         with silence():
             file = write(config, classifier, images, Path(folder))
         report = check(file, classifier, images, int8=config.calibrate is not None)
@@ -191,8 +190,8 @@ def write(config: Config, classifier: Classifier, images: Tensor, folder: Path) 
         "classes_known": json.dumps(classifier.classes_known),
         "image_size": str(classifier.image_size),
     }
-    write = {"openvino": write_openvino, "onnx": write_onnx}[config.format]
-    return write(network, images, config.calibrate is not None, metadata, folder)
+    write_file = write_openvino if config.format == "openvino" else write_onnx
+    return write_file(network, images, config.calibrate is not None, metadata, folder)
 
 
 def write_openvino(
@@ -297,19 +296,24 @@ def check_packages(config: Config) -> None:
     packages = (
         ["openvino"] if config.format == "openvino" else ["onnx", "onnxscript", "onnxruntime"]
     )
-    if config.format == "openvino" and config.calibrate:
+    if config.format == "openvino" and config.calibrate is not None:
         packages.append("nncf")
     missing = [package for package in packages if not find_spec(package)]
     if missing:
         sys.exit(f"error: this needs other packages: pip install {' '.join(missing)}")
 
 
-def create_folder(folder: Path) -> None:
-    """Create the folder for the file. Exit with a one-line error message on failure."""
+def unchecked_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """Create the folder `out`, and in it a folder for the file until it is checked.
+
+    Raises:
+        UserError: this is not possible.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".unchecked-", dir=out)
     except OSError as error:
-        sys.exit(f"error: cannot create the folder {folder}: {error.strerror}")
+        raise UserError(f"cannot create a folder in {out}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ No code in such a file is run.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,10 +47,10 @@ def is_exported(path: str | Path | None) -> bool:
 def check_exported_options(
     path: str | Path, device: str, precision: str, default_device: str
 ) -> None:
-    """Refuse options that say how to run a network of PyTorch.
+    """Refuse --device and --precision, which an exported file does not take.
 
     Raises:
-        UserError: the device or the precision is one that was chosen on the command line.
+        UserError: one of them is not its default.
     """
     if device not in ("cpu", default_device):
         raise UserError(f"--device {device}: {path} runs on the CPU only")
@@ -76,12 +75,9 @@ def load_exported(path: str | Path, name: str | None = None) -> Exported:
     engine = ENGINES[path.suffix]
     if not find_spec(engine):
         raise WeightsError(f"{path} needs another package: pip install {engine}")
-    load: dict[str, Callable[[Path], tuple[Network, list[str], dict[str, str]]]] = {
-        "openvino": load_openvino,
-        "onnxruntime": load_onnx,
-    }
+    load = load_openvino if engine == "openvino" else load_onnx
     try:
-        network, inputs, metadata = load[engine](path)
+        network, inputs, metadata = load(path)
     except OSError as error:
         raise WeightsError(f"{error.filename}: {error.strerror}") from error
     except Exception as error:  # each engine has exceptions of its own

@@ -54,7 +54,7 @@ def set_up_pillow() -> list[str]:
 def open_image(path: Path, min_size: int | None = None) -> Iterator[Image.Image]:
     """Open a file as an RGB image, upright and with transparent parts in white.
 
-    Only one picture with more than `LARGE` pixels is open at a time, to save memory.
+    In each process, only one picture with more than `LARGE` pixels is open at a time.
 
     Args:
         path: a file in one of the `FORMATS`.
@@ -137,11 +137,14 @@ def png_without_text(path: Path) -> io.BytesIO | None:
 
     Pillow refuses a file in which one of them is long or has a wrong checksum.
     """
-    data = path.read_bytes() if path.is_file() else b""
-    position = 8
-    if data[:position] != b"\x89PNG\r\n\x1a\n":
+    signature = b"\x89PNG\r\n\x1a\n"
+    if not path.is_file():
         return None
-    kept = [data[:position]]
+    with path.open("rb") as file:
+        if file.read(len(signature)) != signature:
+            return None
+    data = path.read_bytes()
+    kept, position = [signature], len(signature)
     while position < len(data):  # a chunk: length of the content, kind, content, checksum
         kind = data[position + 4 : position + 8]
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")

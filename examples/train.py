@@ -8,6 +8,7 @@ torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
 
 import math
+import os
 import signal
 import sys
 import textwrap
@@ -80,7 +81,7 @@ class Config:
     lr: Annotated[float | None, hint("FLOAT", "default: proportional to --batch-size")] = None
     """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18)."""
     weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
-    """Weight decay. In the papers, it is 0.0005 for AlexNet and 0.0001 for ResNet-18."""
+    """Weight decay. The default is 0.0005 (AlexNet) or 0.0001 (ResNet-18), as in the papers."""
     label_smoothing: float = 0.0
     """Fraction of each label that is spread evenly over all classes."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
@@ -135,7 +136,10 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
 
     if checkpoint:  # with --resume
         network.load_state_dict(checkpoint["network"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        groups = optimizer.state_dict()[
+            "param_groups"
+        ]  # not the saved ones: `fused` is the device's
+        optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
         scaler.load_state_dict(checkpoint["scaler"])
         rows = checkpoint["rows"]
 
@@ -278,11 +282,12 @@ def evaluate_weights(config: Config) -> None:
 
     images = load_images(config.data, config.image_size, val_only=True)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)
-    network = build_network(config, initial, images.classes)
+    if not is_for_classes(initial, images.classes):
+        raise UserError(describe_other_classes(initial, images.classes, config.data))
     if isinstance(initial, Exported):
-        classify = network
+        classify = initial.network
     else:
-        network.to(device).to(memory_format=torch.channels_last)
+        network = initial.network.to(device).to(memory_format=torch.channels_last)
         classify = classifier(config, network, device)
 
     row = evaluate(classify, loader, device)
@@ -360,7 +365,7 @@ def load_checkpoint(out: str) -> dict[str, Any]:
         UserError: there is none, or this version or these processes cannot continue from it.
     """
     path = Path(out, "last.ckpt")
-    require(path.exists(), f"no run to resume in {out}: it has no last.ckpt")
+    require(os.path.exists(path), f"no run to resume in {out}: it has no last.ckpt")
     checkpoint: dict[str, Any] = read_checkpoint(path)
     require("config" in checkpoint, f"{path} is not a checkpoint of examples.train")
     require(
@@ -399,7 +404,7 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
 def check_no_run(out: str) -> None:
     """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
     path = Path(out, "last.ckpt")
-    if path.exists():
+    if os.path.exists(path):
         require(
             read_checkpoint(path).get("rows") == [],
             f"{out} already holds a run: add --resume or choose another --out",
@@ -480,7 +485,7 @@ def load_initial(config: Config) -> Classifier | Exported | None:
             f"{exported.image_size} x {exported.image_size} pixels",
         )
         return exported
-    if config.weights:
+    if config.weights is not None:
         return load_file(config.weights, config.model, head_optional=not config.evaluate)
     if config.pretrained:
         with first_process_first():
@@ -488,24 +493,24 @@ def load_initial(config: Config) -> Classifier | Exported | None:
     return None
 
 
-def build_network(config: Config, initial: Classifier | Exported | None, classes: list[str]) -> Any:
-    """Return the network to train or evaluate.
+def is_for_classes(initial: Classifier | Exported, classes: list[str]) -> bool:
+    """Return whether the weights are for these classes, as far as the file says."""
+    same_number = len(initial.classes) == len(classes)
+    return same_number and (initial.classes == classes or not initial.classes_known)
+
+
+def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
+    """Return the network to train.
 
     If the initial weights are for other classes, the network gets a new head with random weights.
-
-    Raises:
-        UserError: they are for other classes, and are to be evaluated.
     """
+    if initial and is_for_classes(initial, classes):
+        return initial.network
+
     network = MODELS[config.model](num_classes=len(classes))
     if initial is None:
         return network
 
-    same_number = len(initial.classes) == len(classes)
-    if same_number and (initial.classes == classes or not initial.classes_known):
-        return initial.network
-
-    if config.evaluate:
-        raise UserError(describe_other_classes(initial, classes, config.data))
     head = HEAD_NAMES[config.model]
     setattr(initial.network, head, getattr(network, head))
     return initial.network
@@ -585,11 +590,14 @@ def check_options(config: Config) -> None:
         require(config.image_size >= 1, "--image-size must be at least 1")
 
     require(
-        not (config.pretrained and config.weights),
+        not (config.pretrained and config.weights is not None),
         "--pretrained and --weights cannot be used together",
     )
     if config.evaluate:
-        require(config.pretrained or config.weights, "--evaluate needs --weights or --pretrained")
+        require(
+            config.pretrained or config.weights is not None,
+            "--evaluate needs --weights or --pretrained",
+        )
     if is_exported(config.weights):
         require(
             config.evaluate,
@@ -695,14 +703,13 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate_weights(config)
         else:
             train(config, checkpoint)
+        if dist.is_initialized():  # not after an error: it would wait for the other processes
+            dist.destroy_process_group()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         line = "interrupted: --resume continues a run after its last finished epoch"
         sys.exit(line if RANK == 0 else 1)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

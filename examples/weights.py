@@ -37,7 +37,7 @@ class Classifier:
         name: "alexnet" or "resnet18".
         network: the network, in float32, on the CPU and in training mode.
         classes: the class names. If the file has none, ImageNet's names or "0", "1", and so on. An
-            empty list: the file has no last layer, and that of the network has random weights.
+            empty list: the file has no last layer, and that of the network is zero.
         classes_known: whether the file names its classes, so that they can be compared with those
             of a data set.
         image_size: height and width, in pixels, of the images to use the network on. 224 if the

@@ -275,7 +275,7 @@ def test_empty_batches_are_refused():
 
 
 def test_a_file_is_no_folder_for_the_results():
-    assert f"cannot create the folder {__file__}" in refusal(main, "--out", __file__)
+    assert f"cannot write to the folder {__file__}" in refusal(main, "--out", __file__)
 
 
 def test_an_unknown_device_is_refused():

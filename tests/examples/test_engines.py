@@ -118,7 +118,7 @@ def digits(name) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = MODELS[name](num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for batch in torch.randperm(1200).repeat(2).split(64):
+    for batch in torch.randperm(1200).repeat(4).split(64):
         optimizer.zero_grad()
         F.cross_entropy(model(images[batch]), torch.from_numpy(labels[batch])).backward()
         optimizer.step()
