@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.docs import test_recipes as recipes
 from tests.docs.test_recipes import ROOT, SECTIONS, code, execute, recipe, setup
@@ -319,7 +320,7 @@ def test_lpips_compares_the_features_of_the_five_relus(name, model, expected_mod
     flat = expected_model.features.state_dict()
     theirs.load_state_dict({key: flat[key.split(".", 1)[1]] for key in theirs.state_dict()})
     relus = ["relu", "relu_1", "relu_2", "relu_3", "relu_4"]
-    extractor = torchvision.models.feature_extraction.create_feature_extractor(model, relus)
+    extractor = create_feature_extractor(model, relus)
     images, _ = batch()
     for ours, same in zip(extractor(images).values(), theirs(images)):
         assert deviation(ours, same) <= 1e-5
