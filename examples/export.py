@@ -99,7 +99,7 @@ def export(config: Config) -> None:
     check_packages(config)
     classifier = load_classifier(config)
     if config.calibrate is not None:
-        images = choose_images(config.calibrate, classifier.image_size, config.seed)
+        images = choose_images(config.calibrate, classifier, config.seed)
     else:
         images = crop_photograph(classifier.image_size, count=32)
 
@@ -124,22 +124,23 @@ def load_classifier(config: Config) -> Classifier:
 # Images to calibrate and to compare with
 
 
-def choose_images(data: str, size: int, seed: int) -> Tensor:
-    """Return the center crops of up to 256 random images, uint8 (N, 3, size, size).
+def choose_images(data: str, classifier: Classifier, seed: int) -> Tensor:
+    """Return the center crops of up to 256 random images, uint8 (N, 3, image_size, image_size).
 
     Files that cannot be read are left out, with a note.
 
     Args:
         data: a folder of images, or "cifar10" for its training images.
-        size: height and width of the crops in pixels.
+        classifier: decides how large the crops are and how much of an image they show.
         seed: decides which images are chosen.
 
     Raises:
         ImageError: a folder cannot be read, or no image.
     """
+    transform = val_transform(classifier.image_size, classifier.crop_pct)
     if data == "cifar10":
         download_cifar10()
-        images = CIFAR10(CIFAR10_FOLDER, train=True, transform=val_transform(size))
+        images = CIFAR10(CIFAR10_FOLDER, train=True, transform=transform)
         count = min(CALIBRATION_IMAGES, len(images))
         chosen = random.Random(seed).sample(range(len(images)), count)
         return torch.stack([images[index][0] for index in chosen])
@@ -148,12 +149,11 @@ def choose_images(data: str, size: int, seed: int) -> Tensor:
     if errors:
         raise errors[0]
     random.Random(seed).shuffle(files)
-    transform = val_transform(size)
     crops: list[Tensor] = []
     for file in files:
         if len(crops) == CALIBRATION_IMAGES:
             break
-        crop = read_image(file, transform, size)
+        crop = read_image(file, transform, classifier.image_size)
         if isinstance(crop, ImageError):
             print(f"note: left out {crop}", file=sys.stderr)
         else:
@@ -189,6 +189,7 @@ def write(config: Config, classifier: Classifier, images: Tensor, folder: Path) 
         "classes": json.dumps(classifier.classes),
         "classes_known": json.dumps(classifier.classes_known),
         "image_size": str(classifier.image_size),
+        "crop_pct": str(classifier.crop_pct),
     }
     write_file = write_openvino if config.format == "openvino" else write_onnx
     return write_file(network, images, config.calibrate is not None, metadata, folder)

@@ -28,11 +28,19 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.checkpoint_file import read_checkpoint
-from examples.data import Images, load_images, training_loader, validation_loader
+from examples.data import (
+    Images,
+    default_augmentation,
+    load_images,
+    set_transform,
+    training_loader,
+    validation_loader,
+)
 from examples.distributed import (
     RANK,
     WORLD_SIZE,
@@ -45,7 +53,7 @@ from examples.distributed import (
 from examples.engines import Network
 from examples.errors import ImageError, UserError
 from examples.exported import Exported, check_exported_options, is_exported, load_exported
-from examples.images import normalize
+from examples.images import CROP_PCT, Augmentation, normalize, train_transform, val_transform
 from examples.memory import reuse_memory
 from examples.options import Model, hint
 from examples.weights import MODELS, Classifier, load_file, load_official
@@ -86,6 +94,10 @@ class Config:
     """Fraction of each label that is spread evenly over all classes."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
+    start_size: Annotated[int | None, hint("INT", "default: --image-size")] = None
+    """Size of the images in the first epoch. It grows to --image-size, which saves time."""
+    augment: Annotated[Augmentation | None, hint("{crop,shift}", "default: by their size")] = None
+    """Train on random crops, or on whole images that are shifted: better for small pictures."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
@@ -113,8 +125,15 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
     config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = load_images(config.data, config.image_size, val_only=False)
+    images = load_images(config.data, val_only=False)
     check_images(config, images, checkpoint)
+    augment = config.augment or default_augmentation(images.train, config.image_size)
+    config = replace(config, augment=augment)
+    for split, transform in (
+        (images.train, train_transform(config.image_size, augment)),
+        (images.val, val_transform(config.image_size, CROP_PCT[augment])),
+    ):
+        set_transform(split, transform, config.image_size)
     train_loader = training_loader(
         images.train, config.seed, config.batch_size, config.workers, device
     )
@@ -128,6 +147,7 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
         network.parameters(),
         lr=config.lr,  # replaced before each step
         momentum=0.9,
+        nesterov=True,
         weight_decay=config.weight_decay,
         # On a CPU, a fused step with a scaler makes the weights infinite or NaN (PyTorch 2.14).
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
@@ -180,10 +200,12 @@ def train_one_epoch(
     """Take one step per batch.
 
     Returns:
-        The last learning rate, the mean training loss, the training accuracy in percent, the
-        images per second over all processes, and the seconds that the epoch took.
+        The last learning rate, the size of the images, the mean training loss, the training
+        accuracy in percent, the images per second over all processes, and the seconds that the
+        epoch took.
     """
     model.train()
+    size = training_size(config, epoch)
     dtype = getattr(torch, config.precision)
     autocast = partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
     loss_sum, correct = torch.zeros(2, device=device)
@@ -198,8 +220,9 @@ def train_one_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
+            images = normalize(resize(images, size)).to(memory_format=torch.channels_last)
             with autocast():
-                logits = model(normalize(images.to(memory_format=torch.channels_last)))
+                logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -220,6 +243,7 @@ def train_one_epoch(
     seconds = time.perf_counter() - start
     return {
         "lr": lr,
+        "train_size": size,
         "train_loss": mean_over_processes(loss_sum, seen),
         "train_top1": 100 * mean_over_processes(correct, seen),
         "images/s": WORLD_SIZE * seen / seconds,
@@ -280,7 +304,9 @@ def evaluate_weights(config: Config) -> None:
     config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = load_images(config.data, config.image_size, val_only=True)
+    images = load_images(config.data, val_only=True)
+    transform = val_transform(config.image_size, initial.crop_pct)
+    set_transform(images.val, transform, config.image_size)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)
     if not is_for_classes(initial, images.classes):
         raise UserError(describe_other_classes(initial, images.classes, config.data))
@@ -293,6 +319,19 @@ def evaluate_weights(config: Config) -> None:
     row = evaluate(classify, loader, device)
     accuracy = describe_accuracy(row, len(images.classes), digits=3)
     print_once(f"{accuracy}, loss {row['val_loss']:.3f}: {len(images.val):,} images")
+
+
+def training_size(config: Config, epoch: int) -> int:
+    """Return the height and width of the images that an epoch, from 1, is trained on, in pixels.
+
+    They grow from --start-size in steps of 16 pixels. The last third of the epochs has images of
+    --image-size: a network is best at the size that it saw last.
+    """
+    growing = config.epochs * 2 / 3
+    if epoch > growing:
+        return config.image_size
+    grown = (epoch - 1) / growing * (config.image_size - config.start_size)
+    return config.start_size + int(grown / 16) * 16
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -352,8 +391,10 @@ def save_checkpoint(
         "config": asdict(config),
         "processes": WORLD_SIZE,
         "images": images.description,
-        "classes": images.classes,  # with the image size, so that --weights accepts the file too
+        # So that --weights accepts the file too:
+        "classes": images.classes,
         "image_size": config.image_size,
+        "crop_pct": CROP_PCT[config.augment],
     }
     write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
 
@@ -429,7 +470,12 @@ def save_results(
             name: tensor.cpu().contiguous()  # not channels-last
             for name, tensor in network.state_dict().items()
         }
-        best = {"state_dict": weights, "classes": classes, "image_size": config.image_size}
+        best = {
+            "state_dict": weights,
+            "classes": classes,
+            "image_size": config.image_size,
+            "crop_pct": CROP_PCT[config.augment],
+        }
         write_atomically(out / "model.pt", partial(torch.save, best))
 
 
@@ -588,6 +634,8 @@ def check_options(config: Config) -> None:
         )
     if config.image_size is not None:
         require(config.image_size >= 1, "--image-size must be at least 1")
+    if config.start_size is not None:
+        require(config.start_size >= 1, "--start-size must be at least 1")
 
     require(
         not (config.pretrained and config.weights is not None),
@@ -608,15 +656,21 @@ def check_options(config: Config) -> None:
 
 def check_image_size(config: Config) -> None:
     """Raise `UserError` if the images are too small for the network."""
-    size = config.image_size
+    require(
+        config.start_size <= config.image_size,
+        f"--start-size {config.start_size} is larger than --image-size {config.image_size}",
+    )
+    option, size = "start-size", config.start_size
+    if config.evaluate or size == config.image_size:
+        option, size = "image-size", config.image_size
     if config.model == "alexnet":
-        require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
+        require(size >= 63, f"--{option} {size} is too small: AlexNet needs at least 63")
     elif not config.evaluate:
         # Up to 32 x 32 pixels, the last layers see one pixel of each image.
         require(
             size > 32 or config.batch_size > WORLD_SIZE,
             "batch norm needs more than one value per channel: raise --batch-size, or raise "
-            "--image-size above 32",
+            f"--{option} above 32",
         )
 
 
@@ -638,9 +692,11 @@ def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | No
 def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> Config:
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
     model = config.model or (initial.name if initial else "resnet18")
+    image_size = config.image_size or (initial.image_size if initial else 224)
     defaults = {
         "model": model,
-        "image_size": initial.image_size if initial else 224,
+        "image_size": image_size,
+        "start_size": image_size,
         "lr": LEARNING_RATES[model] * config.batch_size / 256,
         "weight_decay": WEIGHT_DECAYS[model],
     }

@@ -29,7 +29,7 @@ TRAIN, VAL = 28, 11  # images of a class
 
 def test_every_speedup_of_the_answer_and_of_the_alternatives_is_that_of_a_row():
     tables, alternatives = REST.split("\n## Alternatives", 1)
-    alternatives, older = alternatives.split("\n## Older measurements", 1)
+    alternatives, older = alternatives.split("\n## Other processors", 1)
     rows = [" / ".join(re.findall(r"[\d.]+, (\d+\.\d\d)", line)) for line in tables.splitlines()]
     rows += re.findall(FIGURES, older)
     figures = re.findall(FIGURES, ANSWER + alternatives)

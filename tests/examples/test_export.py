@@ -101,7 +101,12 @@ def weights(network, tmp_path_factory) -> Path:
     """The network in a file as examples.train writes it."""
     ours = MODELS["resnet18"].from_state_dict(network.state_dict())
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    saved = {"state_dict": ours.state_dict(), "classes": list(PHOTOS), "image_size": SIZE}
+    saved = {
+        "state_dict": ours.state_dict(),
+        "classes": list(PHOTOS),
+        "image_size": SIZE,
+        "crop_pct": 1.0,
+    }
     torch.save(saved, path)
     return path
 
@@ -120,7 +125,7 @@ def file_name(format: str) -> str:
 
 
 @formats
-def test_float32_logits_class_names_and_image_size_are_those_of_the_weights(
+def test_float32_logits_class_names_image_size_and_crop_are_those_of_the_weights(
     format, network, images, weights, tmp_path
 ):
     result = call(export.main, "--weights", weights, "--format", format, "--out", tmp_path / "fast")
@@ -129,7 +134,7 @@ def test_float32_logits_class_names_and_image_size_are_those_of_the_weights(
     assert exported.name == "resnet18"
     assert exported.classes == list(PHOTOS)
     assert exported.classes_known
-    assert exported.image_size == SIZE
+    assert (exported.image_size, exported.crop_pct) == (SIZE, 1)
     for some in (images[:1], images[:5]):
         with torch.no_grad():
             assert deviation(exported.network(some), network(normalized(some))) < 1e-4

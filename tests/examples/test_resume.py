@@ -37,21 +37,23 @@ def stopped(finished: Path, folder: Path, epochs: int = 1) -> Path:
 
 
 @pytest.mark.parametrize(
-    "model, launcher, last_line",
+    "options, launcher, last_line",
     [
-        ("resnet18", (), "resnet18"),
-        ("resnet18", (), "epoch 1"),
-        pytest.param("alexnet", (), "epoch 1", marks=pytest.mark.slow),
-        pytest.param("resnet18", TORCHRUN, "epoch 1", marks=pytest.mark.slow),
+        ("", (), "resnet18"),
+        ("", (), "epoch 1"),
+        ("--augment crop --start-size 32 --image-size 48", (), "epoch 1"),
+        # Dropout is AlexNet's, batch norm is ResNet-18's.
+        pytest.param("--model alexnet --image-size 64", (), "epoch 1", marks=pytest.mark.slow),
+        pytest.param("--image-size 64", TORCHRUN, "epoch 1", marks=pytest.mark.slow),
     ],
-    ids=["resnet18 in its first epoch", "resnet18", "alexnet", "two_processes"],
+    ids=["in the first epoch", "resnet18", "growing crops", "alexnet", "two_processes"],
 )
 def test_resume_alone_after_sigkill_is_bit_identical(
-    model, launcher, last_line, finished, digits, tmp_path
+    options, launcher, last_line, finished, digits, tmp_path
 ):
-    whole, out, more = finished, tmp_path / "run", []
-    if model == "alexnet" or launcher:  # dropout is AlexNet's, batch norm is ResNet-18's
-        whole, more = tmp_path / "whole", ["--model", model, "--image-size", "64"]
+    whole, out, more = finished, tmp_path / "run", options.split()
+    if options:
+        whole = tmp_path / "whole"
         assert run(*arguments(digits, whole, *more), launcher=launcher)[0] == 0
 
     process = start(*arguments(digits, out, *more), launcher=launcher)
@@ -128,6 +130,8 @@ def test_run_without_a_finished_epoch_can_be_started_anew_with_other_options(
         ("--epochs 3", "used --epochs 2, not 3"),
         ("--image-size 33", "used --image-size 32, not 33"),
         ("--batch-size 16", "used --batch-size 8, not 16"),
+        ("--start-size 16", "used --start-size 32, not 16"),
+        ("--augment crop", "used --augment shift, not crop"),
         ("--lr 0.2", "used --lr 0.003125, not 0.2"),
         ("--weight-decay 0", "used --weight-decay 0.0001, not 0"),
         ("--label-smoothing 0.1", "used --label-smoothing 0.0, not 0.1"),
