@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 from tyro.conf import UseAppendAction
 
 from alexnet import AlexNet
-from examples.device import find_device
+from examples.device import DEFAULT_DEVICE, find_device
 from examples.engines import (
     Network,
     capabilities,
@@ -89,7 +89,7 @@ class Config:
     image_size: Annotated[Several[int], hint("INT", "repeatable; default: 224")] = ()
     """Height and width of the images in pixels."""
 
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """PyTorch device, such as cpu, cuda:1 or mps."""
     seconds: float = 5.0
     """Seconds to measure each column of the table, not counting the time to compile."""

@@ -1,8 +1,10 @@
-"""The device that a command runs on."""
+"""The device that a command runs on, and the precision that it computes in."""
 
 import sys
 
 import torch
+
+DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def find_device(name: str) -> torch.device:
@@ -15,3 +17,12 @@ def find_device(name: str) -> torch.device:
     except (AssertionError, ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         sys.exit(f"error: --device {name}: {reason}")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in this precision.
+
+    Its convolutions and matrix products are in "bfloat16" or "float16", or all of it in "float32".
+    """
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

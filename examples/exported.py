@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from examples.device import DEFAULT_DEVICE
 from examples.engines import Network, in_openvino, onnx_session
 from examples.errors import UserError, WeightsError
 
@@ -47,15 +48,13 @@ def is_exported(path: str | Path | None) -> bool:
     return path is not None and Path(path).suffix in ENGINES
 
 
-def check_exported_options(
-    path: str | Path, device: str, precision: str, default_device: str
-) -> None:
+def check_exported_options(path: str | Path, device: str, precision: str) -> None:
     """Refuse --device and --precision, which an exported file does not take.
 
     Raises:
         UserError: one of them is not its default.
     """
-    if device not in ("cpu", default_device):
+    if device not in ("cpu", DEFAULT_DEVICE):
         raise UserError(f"--device {device}: {path} runs on the CPU only")
     if precision != "float32":
         raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 from tyro.conf import Positional
 
-from examples.device import find_device
+from examples.device import DEFAULT_DEVICE, autocast, find_device
 from examples.errors import ImageError, UserError, escape
 from examples.exported import check_exported_options, is_exported, load_exported
 from examples.images import find_images, normalize, read_image, val_transform
@@ -45,7 +45,7 @@ class Config:
     json: bool = False
     """Print one JSON object per image, on a line of its own."""
 
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """PyTorch device, such as cpu, cuda:1 or mps."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
@@ -122,7 +122,7 @@ def load_predictor(config: Config) -> Predictor:
         UserError: it cannot be loaded, or not be run as the options say.
     """
     if is_exported(config.weights):
-        check_exported_options(config.weights, config.device, config.precision, Config.device)
+        check_exported_options(config.weights, config.device, config.precision)
         exported = load_exported(config.weights, config.model)
         return Predictor(exported.network, exported.classes, exported.image_size, exported.crop_pct)
 
@@ -133,12 +133,11 @@ def load_predictor(config: Config) -> Predictor:
         classifier = load_file(config.weights, config.model)
     network = fuse(classifier.network.eval())  # faster: folds batch norm into the convolutions
     network.to(device).to(memory_format=torch.channels_last)
-    dtype = getattr(torch, config.precision)
 
     @torch.inference_mode()
     def classify(pixels: Tensor) -> Tensor:
         images = pixels.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, config.precision):
             logits: Tensor = network(normalize(images))
         return logits.float().cpu()
 

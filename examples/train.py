@@ -41,6 +41,7 @@ from examples.data import (
     training_loader,
     validation_loader,
 )
+from examples.device import DEFAULT_DEVICE, autocast
 from examples.distributed import (
     RANK,
     WORLD_SIZE,
@@ -103,7 +104,7 @@ class Config:
     seed: int = 0
     """Random seed for the initial weights, the order of the images, the crops and dropout."""
 
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEFAULT_DEVICE
     """PyTorch device, such as cpu, cuda:1 or mps."""
     workers: Annotated[int | None, hint("INT", "default: one for each CPU core, at most 16")] = None
     """Processes that read images, for each training process. They do not affect the result."""
@@ -127,13 +128,11 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
 
     images = load_images(config.data, val_only=False)
     check_images(config, images, checkpoint)
-    augment = config.augment or default_augmentation(images.train, config.image_size)
+    size = config.image_size
+    augment = config.augment or default_augmentation(images.train, size)
     config = replace(config, augment=augment)
-    for split, transform in (
-        (images.train, train_transform(config.image_size, augment)),
-        (images.val, val_transform(config.image_size, CROP_PCT[augment])),
-    ):
-        set_transform(split, transform, config.image_size)
+    set_transform(images.train, train_transform(size, augment), size)
+    set_transform(images.val, val_transform(size, CROP_PCT[augment]), size)
     train_loader = training_loader(
         images.train, config.seed, config.batch_size, config.workers, device
     )
@@ -206,8 +205,6 @@ def train_one_epoch(
     """
     model.train()
     size = training_size(config, epoch)
-    dtype = getattr(torch, config.precision)
-    autocast = partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
     loss_sum, correct = torch.zeros(2, device=device)
     seen = 0
     start = time.perf_counter()
@@ -221,7 +218,7 @@ def train_one_epoch(
                 group["lr"] = lr
 
             images = normalize(resize(images, size)).to(memory_format=torch.channels_last)
-            with autocast():
+            with autocast(device, config.precision):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
@@ -254,10 +251,9 @@ def train_one_epoch(
 def classifier(config: Config, network: nn.Module, device: torch.device) -> Network:
     """Return a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
     network.eval()
-    dtype = getattr(torch, config.precision)
 
     def classify(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, config.precision):
             logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
         return logits.float()
 
@@ -305,8 +301,8 @@ def evaluate_weights(config: Config) -> None:
     check_image_size(config)
 
     images = load_images(config.data, val_only=True)
-    transform = val_transform(config.image_size, initial.crop_pct)
-    set_transform(images.val, transform, config.image_size)
+    size = config.image_size
+    set_transform(images.val, val_transform(size, initial.crop_pct), size)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)
     if not is_for_classes(initial, images.classes):
         raise UserError(describe_other_classes(initial, images.classes, config.data))
@@ -651,7 +647,7 @@ def check_options(config: Config) -> None:
             config.evaluate,
             f"{config.weights} is an exported network, which cannot be trained: use its weights",
         )
-        check_exported_options(config.weights, config.device, config.precision, Config.device)
+        check_exported_options(config.weights, config.device, config.precision)
 
 
 def check_image_size(config: Config) -> None:
