@@ -92,7 +92,7 @@ def checksum(folder: Path, *splits: LabeledImages) -> str:
 
 
 def default_augmentation(images: Dataset[Any], image_size: int) -> Augmentation:
-    """Return "shift" if the pictures are not larger than the network sees them, otherwise "crop".
+    """Return "shift" for small pictures, with a shorter side of up to image_size, otherwise "crop".
 
     The first picture decides.
 
@@ -108,9 +108,12 @@ def default_augmentation(images: Dataset[Any], image_size: int) -> Augmentation:
 
 
 def set_transform(images: Dataset[Any], transform: v2.Compose, image_size: int) -> None:
-    """Let the items be crops, uint8 (3, image_size, image_size), and their labels.
+    """Read the items as crops, uint8 (3, image_size, image_size), or as an `ImageError`.
 
-    In place of a crop, there is an `ImageError` if the file cannot be used.
+    Args:
+        images: the data set.
+        transform: from an image to its crop, made by `train_transform` or `val_transform`.
+        image_size: height and width of the crops in pixels.
     """
     if isinstance(images, CIFAR10):
         images.transform = transform

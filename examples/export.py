@@ -99,7 +99,9 @@ def export(config: Config) -> None:
     check_packages(config)
     classifier = load_classifier(config)
     if config.calibrate is not None:
-        images = choose_images(config.calibrate, classifier, config.seed)
+        images = choose_images(
+            config.calibrate, classifier.image_size, classifier.crop_pct, config.seed
+        )
     else:
         images = crop_photograph(classifier.image_size, count=32)
 
@@ -124,20 +126,21 @@ def load_classifier(config: Config) -> Classifier:
 # Images to calibrate and to compare with
 
 
-def choose_images(data: str, classifier: Classifier, seed: int) -> Tensor:
-    """Return the center crops of up to 256 random images, uint8 (N, 3, image_size, image_size).
+def choose_images(data: str, size: int, crop_pct: float, seed: int) -> Tensor:
+    """Return the center crops of up to 256 random images, uint8 (N, 3, size, size).
 
     Files that cannot be read are left out, with a note.
 
     Args:
         data: a folder of images, or "cifar10" for its training images.
-        classifier: decides how large the crops are and how much of an image they show.
+        size: height and width of the crops in pixels.
+        crop_pct: the fraction of an image's shorter side that they show.
         seed: decides which images are chosen.
 
     Raises:
         ImageError: a folder cannot be read, or no image.
     """
-    transform = val_transform(classifier.image_size, classifier.crop_pct)
+    transform = val_transform(size, crop_pct)
     if data == "cifar10":
         download_cifar10()
         images = CIFAR10(CIFAR10_FOLDER, train=True, transform=transform)
@@ -153,7 +156,7 @@ def choose_images(data: str, classifier: Classifier, seed: int) -> Tensor:
     for file in files:
         if len(crops) == CALIBRATION_IMAGES:
             break
-        crop = read_image(file, transform, classifier.image_size)
+        crop = read_image(file, transform, size)
         if isinstance(crop, ImageError):
             print(f"note: left out {crop}", file=sys.stderr)
         else:
@@ -175,7 +178,7 @@ def crop_photograph(size: int, count: int) -> Tensor:
 
 
 def write(config: Config, classifier: Classifier, images: Tensor, folder: Path) -> Path:
-    """Write the network, its class names and its image size to a file, and return its path.
+    """Write the network, and what is needed to use it, to a file, and return its path.
 
     Args:
         config: the options.

@@ -32,7 +32,7 @@ class Exported:
         classes_known: whether the names come from the weights, so that they can be compared with
             those of a data set.
         image_size: height and width of the images in pixels.
-        crop_pct: the fraction of a picture's side that these images show.
+        crop_pct: the fraction of a picture's shorter side that these images show.
     """
 
     name: str

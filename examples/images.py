@@ -28,8 +28,8 @@ FORMATS = (
 )
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's RGB values, from 0 to 1
 Augmentation = Literal["crop", "shift"]
-# The fraction of an image's side that is shown to a network after training: torchvision's for
-# photographs, and all of it for a network that was trained on whole images.
+# The fraction of a picture's shorter side that a network sees after training: torchvision's for
+# photographs, and all of it for a network that was trained on whole pictures.
 CROP_PCT = {"crop": 224 / 256, "shift": 1.0}
 MAX_ASPECT_RATIO = 100  # of a longer picture, a square crop shows less than 1 %
 
@@ -202,9 +202,10 @@ def train_transform(size: int, augment: Augmentation) -> v2.Compose:
 
     Args:
         size: height and width of the crop in pixels.
-        augment: "crop": any part with at least half of the area, for photographs. "shift": all of
-            the image, shifted by up to an eighth of its side, for small pictures. What it leaves
-            is black. CIFAR-10's images are usually shifted so, by up to 4 of their 32 pixels.
+        augment: "crop": any part with at least half of the area, for photographs. "shift": the
+            largest square in the image, shifted by up to an eighth of its side, for small pictures.
+            The uncovered border is black. CIFAR-10's images are usually shifted so, by up to 4 of
+            their 32 pixels.
     """
     if augment == "crop":
         crop = [v2.RandomResizedCrop(size, scale=(0.5, 1))]  # the usual 0.08 to 1 is for long runs
@@ -222,7 +223,7 @@ def val_transform(size: int, crop_pct: float) -> v2.Compose:
 
     Args:
         size: height and width of the crop in pixels.
-        crop_pct: the fraction of the image's shorter side that the crop shows.
+        crop_pct: the fraction of the image's shorter side that the crop shows. 1: all of it.
     """
     resize = v2.Resize(resize_size(size, crop_pct))
     return v2.Compose([v2.PILToTensor(), resize, v2.CenterCrop(size)])
@@ -263,6 +264,12 @@ def read_image(
             return transform(image)
     except ImageError as error:
         return error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a file and return it as an RGB image, as `open_image` does."""
+    with open_image(path) as image:
+        return image
 
 
 # Folders of images
@@ -325,7 +332,7 @@ def extensions() -> set[str]:
 class LabeledImages(ImageFolder):
     """The images that `find_images` finds in `folder/<class>/`, as torchvision's data set.
 
-    An item is what `loader` returns for the path of an image, and its label.
+    An item is a picture, or what `examples.data.set_transform` makes of it, and its label.
 
     Args:
         folder: a folder with one folder of images for each class.
@@ -341,7 +348,7 @@ class LabeledImages(ImageFolder):
 
     def __init__(self, folder: Path) -> None:
         self.ignored = 0
-        super().__init__(folder)
+        super().__init__(folder, loader=read_picture)
 
     def find_classes(self, directory: Path) -> tuple[list[str], dict[str, int]]:
         """Return the names of the class folders, and the label of each."""

@@ -106,7 +106,7 @@ class Predictor:
             (N, num_classes), both on the CPU.
         classes: the class names.
         image_size: height and width of the images in pixels.
-        crop_pct: the fraction of a picture's side that these images show.
+        crop_pct: the fraction of a picture's shorter side that these images show.
     """
 
     classify: Callable[[Tensor], Tensor]

@@ -96,9 +96,9 @@ class Config:
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
     start_size: Annotated[int | None, hint("INT", "default: --image-size")] = None
-    """Size of the images in the first epoch. It grows to --image-size, which saves time."""
+    """Size of the training images at first. It grows to --image-size. This saves time."""
     augment: Annotated[Augmentation | None, hint("{crop,shift}", "default: by their size")] = None
-    """Train on random crops, or on whole images that are shifted: better for small pictures."""
+    """Crop the training images at random, or shift them: for pictures up to --image-size."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
@@ -155,9 +155,8 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
 
     if checkpoint:  # with --resume
         network.load_state_dict(checkpoint["network"])
-        groups = optimizer.state_dict()[
-            "param_groups"
-        ]  # not the saved ones: `fused` is the device's
+        # Not the saved groups: another device may have another value of `fused`.
+        groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
         scaler.load_state_dict(checkpoint["scaler"])
         rows = checkpoint["rows"]
@@ -320,8 +319,8 @@ def evaluate_weights(config: Config) -> None:
 def training_size(config: Config, epoch: int) -> int:
     """Return the height and width of the images that an epoch, from 1, is trained on, in pixels.
 
-    They grow from --start-size in steps of 16 pixels. The last third of the epochs has images of
-    --image-size: a network is best at the size that it saw last.
+    They grow from --start-size by multiples of 16 pixels. The last third of the epochs has images
+    of --image-size: a network is best at the size that it saw last.
     """
     growing = config.epochs * 2 / 3
     if epoch > growing:
@@ -652,13 +651,13 @@ def check_options(config: Config) -> None:
 
 def check_image_size(config: Config) -> None:
     """Raise `UserError` if the images are too small for the network."""
-    require(
-        config.start_size <= config.image_size,
-        f"--start-size {config.start_size} is larger than --image-size {config.image_size}",
-    )
-    option, size = "start-size", config.start_size
-    if config.evaluate or size == config.image_size:
-        option, size = "image-size", config.image_size
+    option, size = "image-size", config.image_size
+    if not config.evaluate and config.start_size != size:
+        require(
+            config.start_size < size,
+            f"--start-size {config.start_size} is larger than --image-size {size}",
+        )
+        option, size = "start-size", config.start_size
     if config.model == "alexnet":
         require(size >= 63, f"--{option} {size} is too small: AlexNet needs at least 63")
     elif not config.evaluate:
@@ -706,15 +705,15 @@ def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> C
 def describe_run(
     config: Config, network: nn.Module, images: Images, device: torch.device, steps: int
 ) -> str:
-    """Return one line with the network, the device, the size of the data set and the steps."""
+    """Return one line with the network, the device, the data set and how it is trained on."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     ignored = f" ({images.ignored:,} other files ignored)" if images.ignored else ""
     processes = f" in {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
     return (
         f"{config.model}, {parameters:,} parameters, on {device}{processes}: "
         f"{len(images.train):,} training and {len(images.val):,} validation images of "
-        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch, "
-        f"learning rate {config.lr:g}"
+        f"{len(images.classes):,} classes{ignored}, random {config.augment}s, "
+        f"{steps:,} steps per epoch, learning rate {config.lr:g}"
     )
 
 

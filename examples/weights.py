@@ -43,8 +43,8 @@ class Classifier:
             of a data set.
         image_size: height and width, in pixels, of the images to use the network on. 224 if the
             file has no image size.
-        crop_pct: the fraction of a picture's side that these images show. 0.875 if the file does
-            not say it.
+        crop_pct: the fraction of a picture's shorter side that these images show. 0.875 if the file
+            does not say it.
     """
 
     name: str
@@ -193,8 +193,8 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
         if not isinstance(image_size, int) or image_size < 1:
             raise WeightsError(f"holds the image size {image_size!r}, not a positive integer")
         crop_pct = saved.get("crop_pct", CROP_PCT["crop"])
-        if not isinstance(crop_pct, float) or not 0 < crop_pct <= 1:
-            raise WeightsError(f"holds the crop_pct {crop_pct!r}, not a fraction from 0 to 1")
+        if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+            raise WeightsError(f"holds the crop_pct {crop_pct!r}, not a positive number up to 1")
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
 
@@ -206,7 +206,7 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
         classes=classes,
         classes_known=classes_known,
         image_size=image_size,
-        crop_pct=crop_pct,
+        crop_pct=float(crop_pct),
     )
 
 

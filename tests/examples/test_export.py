@@ -50,10 +50,9 @@ def crops(path: Path, count: int) -> list[Image.Image]:
 
 
 def save(image: Tensor, path: Path) -> None:
-    """Write a picture whose center crop, as it is read, is the image."""
+    """Write a picture that a network for whole pictures sees as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    padded = v2.functional.pad(image, [4, 4, 5, 5], padding_mode="reflect")  # 73 x 73
-    v2.functional.to_pil_image(padded).save(path)
+    v2.functional.to_pil_image(image).save(path)
 
 
 def pixels(images: list[Image.Image]) -> Tensor:
@@ -225,15 +224,23 @@ def test_a_wrong_file_is_refused_and_does_not_stay(
 
 def test_images_to_calibrate_with_are_chosen_by_the_seed(photos, monkeypatch):
     monkeypatch.setattr(export, "CALIBRATION_IMAGES", 8)
-    first, again, other = (export.choose_images(photos, SIZE, seed) for seed in (0, 0, 1))
+    first, again, other = (export.choose_images(photos, SIZE, 1.0, seed) for seed in (0, 0, 1))
     assert first.shape == (8, 3, SIZE, SIZE)
     assert first.dtype == torch.uint8
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
+def test_images_to_calibrate_with_show_as_much_as_the_network_sees(images, photos):
+    seen = export.choose_images(photos, SIZE, 1.0, seed=0)
+    assert {image.numpy().tobytes() for image in seen} == {
+        image.numpy().tobytes() for image in images
+    }
+    assert not torch.equal(export.choose_images(photos, SIZE, 0.875, seed=0), seen)
+
+
 def test_training_images_of_cifar10_calibrate(cifar10):
-    images = export.choose_images("cifar10", 64, seed=0)
+    images = export.choose_images("cifar10", 64, 1.0, seed=0)
     assert images.shape == (40, 3, 64, 64)
 
 

@@ -44,7 +44,9 @@ def stopped(finished: Path, folder: Path, epochs: int = 1) -> Path:
         ("--augment crop --start-size 32 --image-size 48", (), "epoch 1"),
         # Dropout is AlexNet's, batch norm is ResNet-18's.
         pytest.param("--model alexnet --image-size 64", (), "epoch 1", marks=pytest.mark.slow),
-        pytest.param("--image-size 64", TORCHRUN, "epoch 1", marks=pytest.mark.slow),
+        pytest.param(
+            "--start-size 32 --image-size 64", TORCHRUN, "epoch 1", marks=pytest.mark.slow
+        ),
     ],
     ids=["in the first epoch", "resnet18", "growing crops", "alexnet", "two_processes"],
 )

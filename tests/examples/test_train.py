@@ -26,7 +26,7 @@ def test_first_line_says_what_is_trained_on_what(finished):
     for words in "resnet18", "11,178,051 parameters", "84 training", "33 validation", "3 classes":
         assert words in first
     assert "on cpu" in first or "on cuda" in first
-    assert "10 steps per epoch, learning rate 0.003125" in first  # 0.1 × 8 / 256
+    assert "random shifts, 10 steps per epoch, learning rate 0.003125" in first  # 0.1 × 8 / 256
     assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
 
 
@@ -54,9 +54,16 @@ def test_model_file_has_class_names_image_size_and_how_much_of_a_picture_is_show
     assert (classifier.image_size, classifier.crop_pct) == (32, 1)  # all of a small picture
 
 
-def test_default_recipe_is_sgd_with_momentum_and_the_papers_weight_decay(finished):
+def test_crops_can_be_chosen_for_small_pictures_and_are_then_validated_on(digits, tmp_path):
+    result = call(main, *arguments(digits, tmp_path, "--augment", "crop", "--epochs", 1))
+    assert "random crops" in result.stdout.splitlines()[0], result
+    for file in "model.pt", "last.ckpt":
+        assert load_file(tmp_path / file).crop_pct == 0.875
+
+
+def test_default_recipe_is_sgd_with_nesterov_momentum_and_the_papers_weight_decay(finished):
     group = read_checkpoint(finished / "last.ckpt")["optimizer"]["param_groups"][0]
-    assert group["momentum"] == 0.9
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
     assert group["weight_decay"] == 1e-4
 
 
@@ -89,7 +96,9 @@ def test_cifar10_is_trained_on_and_evaluated(cifar10):
     trained = call(main, "cifar10", *small)
     assert "40 training and 20 validation images of 10 classes" in trained.stdout, trained
     assert "top-5" in trained.stdout
-    assert load_file("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
+    classifier = load_file("runs/train/model.pt")
+    assert classifier.classes[:2] == ["airplane", "automobile"]
+    assert classifier.crop_pct == 1
 
     evaluated = call(main, "cifar10", "--weights", "runs/train/model.pt", "--evaluate")
     assert evaluated.stdout.endswith("20 images\n"), evaluated
@@ -284,6 +293,10 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--label-smoothing nan", "--label-smoothing must"),
         ("--label-smoothing 1", "--label-smoothing must"),
         ("--model alexnet", "--image-size 32 is too small: AlexNet needs at least 63"),
+        (
+            "--start-size 32 --image-size 64 --batch-size 1",
+            "raise --batch-size, or raise --start-size above 32",
+        ),
         (
             "--model alexnet --image-size 64 --start-size 48",
             "--start-size 48 is too small: AlexNet needs at least 63",
