@@ -98,7 +98,7 @@ class Config:
     start_size: Annotated[int | None, hint("INT", "default: --image-size")] = None
     """Size of the training images at first. It grows to --image-size. This saves time."""
     augment: Annotated[Augmentation | None, hint("{crop,shift}", "default: by their size")] = None
-    """Crop the training images at random, or shift them: for pictures up to --image-size."""
+    """Random crops are for photographs, random shifts for pictures no larger than --image-size."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
