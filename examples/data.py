@@ -5,7 +5,6 @@ import signal
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision.datasets import CIFAR10
-from torchvision.transforms import v2
 
 from examples.distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE, first_process_first
 from examples.errors import ImageError, UserError
-from examples.images import Augmentation, LabeledImages, open_image, read_image
+from examples.images import LabeledImages, train_transform, val_transform
 from examples.memory import reuse_memory
 
 CIFAR10_FOLDER = "data"  # in the current folder
@@ -45,12 +43,15 @@ class Images:
     description: str
 
 
-def load_images(data: str, val_only: bool) -> Images:
-    """Find the images of a data set. `set_transform` says how they are read.
+def load_images(data: str, image_size: int, val_only: bool) -> Images:
+    """Return the training images, randomly cropped, and the validation images, center-cropped.
+
+    Each item is an image, uint8 (3, image_size, image_size), and its label.
 
     Args:
         data: a folder with train/<class>/ and val/<class>/, or "cifar10", which is downloaded to
             data/ unless it is there.
+        image_size: height and width of the images in pixels.
         val_only: whether to leave out the training images.
 
     Raises:
@@ -59,11 +60,12 @@ def load_images(data: str, val_only: bool) -> Images:
     """
     if data == "cifar10":
         download_cifar10()
-        train, val = CIFAR10(CIFAR10_FOLDER, train=True), CIFAR10(CIFAR10_FOLDER, train=False)
+        train = CIFAR10(CIFAR10_FOLDER, train=True, transform=train_transform(image_size))
+        val = CIFAR10(CIFAR10_FOLDER, train=False, transform=val_transform(image_size))
         return Images(train, val, val.classes, ignored=0, description="CIFAR-10")
 
     folder = Path(data)
-    val = LabeledImages(folder / "val")
+    val = LabeledImages(folder / "val", val_transform, image_size)
     if len(val.classes) == 1:
         raise ImageError(
             f"{folder / 'val'}: all images are of one class, {val.classes[0]}: "
@@ -72,7 +74,7 @@ def load_images(data: str, val_only: bool) -> Images:
     if val_only:
         return Images(None, val, val.classes, val.ignored, description="")
 
-    train = LabeledImages(folder / "train")
+    train = LabeledImages(folder / "train", train_transform, image_size)
     for name in sorted(set(train.classes) ^ set(val.classes)):
         split = "train" if name in val.classes else "val"
         raise ImageError(f"{folder / split}: the class {name} is missing")
@@ -89,36 +91,6 @@ def checksum(folder: Path, *splits: LabeledImages) -> str:
     """Return a checksum of the paths of all images, relative to the folder."""
     names = [str(path.relative_to(folder)) for split in splits for path, _ in split.samples]
     return f"{zlib.crc32(repr(names).encode(errors='surrogateescape')):08x}"
-
-
-def default_augmentation(images: Dataset[Any], image_size: int) -> Augmentation:
-    """Return "shift" for small pictures, with a shorter side of up to image_size, otherwise "crop".
-
-    The first picture decides.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    if isinstance(images, CIFAR10):
-        side = 32
-    else:
-        with open_image(images.samples[0][0]) as picture:
-            side = min(picture.size)
-    return "shift" if side <= image_size else "crop"
-
-
-def set_transform(images: Dataset[Any], transform: v2.Compose, image_size: int) -> None:
-    """Read the items as crops, uint8 (3, image_size, image_size), or as an `ImageError`.
-
-    Args:
-        images: the data set.
-        transform: from an image to its crop, made by `train_transform` or `val_transform`.
-        image_size: height and width of the crops in pixels.
-    """
-    if isinstance(images, CIFAR10):
-        images.transform = transform
-    else:
-        images.loader = partial(read_image, transform=transform, size=image_size)
 
 
 def download_cifar10() -> None:

@@ -99,9 +99,7 @@ def export(config: Config) -> None:
     check_packages(config)
     classifier = load_classifier(config)
     if config.calibrate is not None:
-        images = choose_images(
-            config.calibrate, classifier.image_size, classifier.crop_pct, config.seed
-        )
+        images = choose_images(config.calibrate, classifier.image_size, config.seed)
     else:
         images = crop_photograph(classifier.image_size, count=32)
 
@@ -126,7 +124,7 @@ def load_classifier(config: Config) -> Classifier:
 # Images to calibrate and to compare with
 
 
-def choose_images(data: str, size: int, crop_pct: float, seed: int) -> Tensor:
+def choose_images(data: str, size: int, seed: int) -> Tensor:
     """Return the center crops of up to 256 random images, uint8 (N, 3, size, size).
 
     Files that cannot be read are left out, with a note.
@@ -134,16 +132,14 @@ def choose_images(data: str, size: int, crop_pct: float, seed: int) -> Tensor:
     Args:
         data: a folder of images, or "cifar10" for its training images.
         size: height and width of the crops in pixels.
-        crop_pct: the fraction of an image's shorter side that they show.
         seed: decides which images are chosen.
 
     Raises:
         ImageError: a folder cannot be read, or no image.
     """
-    transform = val_transform(size, crop_pct)
     if data == "cifar10":
         download_cifar10()
-        images = CIFAR10(CIFAR10_FOLDER, train=True, transform=transform)
+        images = CIFAR10(CIFAR10_FOLDER, train=True, transform=val_transform(size))
         count = min(CALIBRATION_IMAGES, len(images))
         chosen = random.Random(seed).sample(range(len(images)), count)
         return torch.stack([images[index][0] for index in chosen])
@@ -152,6 +148,7 @@ def choose_images(data: str, size: int, crop_pct: float, seed: int) -> Tensor:
     if errors:
         raise errors[0]
     random.Random(seed).shuffle(files)
+    transform = val_transform(size)
     crops: list[Tensor] = []
     for file in files:
         if len(crops) == CALIBRATION_IMAGES:
@@ -178,7 +175,7 @@ def crop_photograph(size: int, count: int) -> Tensor:
 
 
 def write(config: Config, classifier: Classifier, images: Tensor, folder: Path) -> Path:
-    """Write the network, and what is needed to use it, to a file, and return its path.
+    """Write the network, its class names and its image size to a file, and return its path.
 
     Args:
         config: the options.
@@ -192,7 +189,6 @@ def write(config: Config, classifier: Classifier, images: Tensor, folder: Path) 
         "classes": json.dumps(classifier.classes),
         "classes_known": json.dumps(classifier.classes_known),
         "image_size": str(classifier.image_size),
-        "crop_pct": str(classifier.crop_pct),
     }
     write_file = write_openvino if config.format == "openvino" else write_onnx
     return write_file(network, images, config.calibrate is not None, metadata, folder)

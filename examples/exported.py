@@ -16,8 +16,7 @@ from examples.engines import Network, in_openvino, onnx_session
 from examples.errors import UserError, WeightsError
 
 ENGINES = {".xml": "openvino", ".onnx": "onnxruntime"}  # the package that runs a file
-# What is written beside the network:
-METADATA = ("network", "classes", "classes_known", "image_size", "crop_pct")
+METADATA = ("network", "classes", "classes_known", "image_size")  # written beside the network
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Exported:
         classes_known: whether the names come from the weights, so that they can be compared with
             those of a data set.
         image_size: height and width of the images in pixels.
-        crop_pct: the fraction of a picture's shorter side that these images show.
     """
 
     name: str
@@ -40,7 +38,6 @@ class Exported:
     classes: list[str]
     classes_known: bool
     image_size: int
-    crop_pct: float
 
 
 def is_exported(path: str | Path | None) -> bool:
@@ -100,7 +97,6 @@ def load_exported(path: str | Path, name: str | None = None) -> Exported:
         classes=json.loads(metadata["classes"]),
         classes_known=json.loads(metadata["classes_known"]),
         image_size=int(metadata["image_size"]),
-        crop_pct=float(metadata["crop_pct"]),
     )
 
 

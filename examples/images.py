@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,10 +27,6 @@ FORMATS = (
     *("PSD", "QOI", "PCX", "SGI", "DDS", "TGA"),  # TGA last: its files have no fixed first bytes
 )
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's RGB values, from 0 to 1
-Augmentation = Literal["crop", "shift"]
-# The fraction of a picture's shorter side that a network sees after training: torchvision's for
-# photographs, and all of it for a network that was trained on whole pictures.
-CROP_PCT = {"crop": 224 / 256, "shift": 1.0}
 MAX_ASPECT_RATIO = 100  # of a longer picture, a square crop shows less than 1 %
 
 # A picture takes 10 bytes per pixel while it is read. Larger ones are read one after another.
@@ -195,43 +191,27 @@ def describe_error(error: Exception) -> str:
 # From a picture to a tensor
 
 
-def train_transform(size: int, augment: Augmentation) -> v2.Compose:
+def train_transform(size: int) -> v2.Compose:
     """Return the transform for training, from an image to a random crop, uint8 (3, size, size).
 
     The crop is flipped horizontally half of the time.
-
-    Args:
-        size: height and width of the crop in pixels.
-        augment: "crop": any part with at least half of the area, for photographs. "shift": the
-            largest square in the image, shifted by up to an eighth of its side, for small pictures.
-            The uncovered border is black. CIFAR-10's images are usually shifted so, by up to 4 of
-            their 32 pixels.
     """
-    if augment == "crop":
-        crop = [v2.RandomResizedCrop(size, scale=(0.5, 1))]  # the usual 0.08 to 1 is for long runs
-    else:
-        crop = [v2.Resize(size), v2.RandomCrop(size, padding=size // 8)]
-    return v2.Compose([v2.PILToTensor(), *crop, v2.RandomHorizontalFlip()])
+    crop = v2.RandomResizedCrop(size, scale=(0.5, 1))  # the usual 0.08 to 1 needs many epochs
+    return v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
 
 
-def val_transform(size: int, crop_pct: float) -> v2.Compose:
+def val_transform(size: int) -> v2.Compose:
     """Return the transform for validation, from an image to its center crop, uint8 (3, size, size).
 
-    With a size of 224 and a `crop_pct` of 0.875, it is the transform of torchvision's published
-    accuracies. The tensor is resized, not the image: in this memory layout (channels-last), that is
-    four times as fast.
-
-    Args:
-        size: height and width of the crop in pixels.
-        crop_pct: the fraction of the image's shorter side that the crop shows. 1: all of it.
+    With a size of 224, it is the transform of torchvision's published accuracies. The tensor is
+    resized, not the image: in this memory layout (channels-last), that is four times as fast.
     """
-    resize = v2.Resize(resize_size(size, crop_pct))
-    return v2.Compose([v2.PILToTensor(), resize, v2.CenterCrop(size)])
+    return v2.Compose([v2.PILToTensor(), v2.Resize(resize_size(size)), v2.CenterCrop(size)])
 
 
-def resize_size(size: int, crop_pct: float) -> int:
+def resize_size(size: int) -> int:
     """Return the shorter side, in pixels, to which `val_transform` resizes before it crops."""
-    return round(size / crop_pct)
+    return round(size * 256 / 224)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -250,26 +230,20 @@ def read_image(
 
     The error is returned, not raised: a DataLoader worker would put a traceback into its message.
 
-    A large JPEG is decoded at a reduced size, but both sides keep at least twice the pixels that
-    the shorter side is resized to before a center crop. A photograph of 12 megapixels then takes a
-    third of the time, and its normalized values change by about 0.004 on average.
+    A large JPEG is decoded at a reduced size, but both sides keep at least twice the pixels of the
+    shorter side that `val_transform` resizes to. A photograph of 12 megapixels then takes a third
+    of the time, and its normalized values change by about 0.004 on average.
 
     Args:
         path: the file.
-        transform: from an image to its crop, made by `train_transform` or `val_transform`.
+        transform: `train_transform(size)` or `val_transform(size)`.
         size: height and width of the crop in pixels.
     """
     try:
-        with open_image(path, min_size=2 * resize_size(size, CROP_PCT["crop"])) as image:
+        with open_image(path, min_size=2 * resize_size(size)) as image:
             return transform(image)
     except ImageError as error:
         return error
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read a file and return it as an RGB image, as `open_image` does."""
-    with open_image(path) as image:
-        return image
 
 
 # Folders of images
@@ -332,10 +306,13 @@ def extensions() -> set[str]:
 class LabeledImages(ImageFolder):
     """The images that `find_images` finds in `folder/<class>/`, as torchvision's data set.
 
-    An item is a picture, or what `examples.data.set_transform` makes of it, and its label.
+    An item is the crop of an image, uint8 (3, size, size), or an `ImageError` if the file cannot be
+    used, and its label.
 
     Args:
         folder: a folder with one folder of images for each class.
+        transform: `train_transform` or `val_transform`.
+        size: height and width of the crops in pixels.
 
     Attributes:
         classes: the names of the class folders, sorted. Names that begin with a dot are left out.
@@ -346,9 +323,10 @@ class LabeledImages(ImageFolder):
         ImageError: a folder cannot be read, there are no class folders, or one has no images.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transform: Callable[[int], v2.Compose], size: int) -> None:
         self.ignored = 0
-        super().__init__(folder, loader=read_picture)
+        read = functools.partial(read_image, transform=transform(size), size=size)
+        super().__init__(folder, loader=read)
 
     def find_classes(self, directory: Path) -> tuple[list[str], dict[str, int]]:
         """Return the names of the class folders, and the label of each."""

@@ -106,13 +106,11 @@ class Predictor:
             (N, num_classes), both on the CPU.
         classes: the class names.
         image_size: height and width of the images in pixels.
-        crop_pct: the fraction of a picture's shorter side that these images show.
     """
 
     classify: Callable[[Tensor], Tensor]
     classes: list[str]
     image_size: int
-    crop_pct: float
 
 
 def load_predictor(config: Config) -> Predictor:
@@ -124,7 +122,7 @@ def load_predictor(config: Config) -> Predictor:
     if is_exported(config.weights):
         check_exported_options(config.weights, config.device, config.precision)
         exported = load_exported(config.weights, config.model)
-        return Predictor(exported.network, exported.classes, exported.image_size, exported.crop_pct)
+        return Predictor(exported.network, exported.classes, exported.image_size)
 
     device = find_device(config.device)
     if config.weights is None:
@@ -141,7 +139,7 @@ def load_predictor(config: Config) -> Predictor:
             logits: Tensor = network(normalize(images))
         return logits.float().cpu()
 
-    return Predictor(classify, classifier.classes, classifier.image_size, classifier.crop_pct)
+    return Predictor(classify, classifier.classes, classifier.image_size)
 
 
 def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], int]:
@@ -170,18 +168,18 @@ def find_files(paths: tuple[Path, ...]) -> tuple[list[Path], list[ImageError], i
 
 
 def read_batches(
-    pool: ThreadPoolExecutor, files: list[Path], predictor: Predictor, batch_size: int
+    pool: ThreadPoolExecutor, files: list[Path], size: int, batch_size: int
 ) -> Iterator[list[Picture | ImageError]]:
-    """Yield the files in batches: a picture as the predictor takes it, or an error, for each file.
+    """Yield the files in batches: a picture (3, size, size) or an error for each file.
 
     While the caller classifies a batch, the threads of the pool read the next one. Threads run in
     parallel here, because Pillow releases Python's global interpreter lock (GIL) while it decodes
     and resizes an image.
     """
-    transform = val_transform(predictor.image_size, predictor.crop_pct)
+    transform = val_transform(size)
 
     def read(path: Path) -> Picture | ImageError:
-        pixels = read_image(path, transform, predictor.image_size)
+        pixels = read_image(path, transform, size)
         return pixels if isinstance(pixels, ImageError) else Picture(path, pixels)
 
     reading = pool.map(read, files[:batch_size])
@@ -217,7 +215,7 @@ def predict(config: Config) -> bool:
 
     pool = ThreadPoolExecutor(max_workers=max(2, torch.get_num_threads()))
     try:
-        for batch in read_batches(pool, files, predictor, config.batch_size):
+        for batch in read_batches(pool, files, predictor.image_size, config.batch_size):
             pictures = [item for item in batch if isinstance(item, Picture)]
             errors = [item for item in batch if isinstance(item, ImageError)]
             print_errors(errors)

@@ -33,14 +33,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.checkpoint_file import read_checkpoint
-from examples.data import (
-    Images,
-    default_augmentation,
-    load_images,
-    set_transform,
-    training_loader,
-    validation_loader,
-)
+from examples.data import Images, load_images, training_loader, validation_loader
 from examples.device import DEFAULT_DEVICE, autocast
 from examples.distributed import (
     RANK,
@@ -54,7 +47,7 @@ from examples.distributed import (
 from examples.engines import Network
 from examples.errors import ImageError, UserError
 from examples.exported import Exported, check_exported_options, is_exported, load_exported
-from examples.images import CROP_PCT, Augmentation, normalize, train_transform, val_transform
+from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
 from examples.weights import MODELS, Classifier, load_file, load_official
@@ -97,8 +90,6 @@ class Config:
     """Height and width of the images in pixels."""
     start_size: Annotated[int | None, hint("INT", "default: --image-size")] = None
     """Size of the training images at first. It grows to --image-size. This saves time."""
-    augment: Annotated[Augmentation | None, hint("{crop,shift}", "default: by their size")] = None
-    """Random crops are for photographs, random shifts for pictures no larger than --image-size."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
@@ -126,13 +117,8 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
     config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = load_images(config.data, val_only=False)
+    images = load_images(config.data, config.image_size, val_only=False)
     check_images(config, images, checkpoint)
-    size = config.image_size
-    augment = config.augment or default_augmentation(images.train, size)
-    config = replace(config, augment=augment)
-    set_transform(images.train, train_transform(size, augment), size)
-    set_transform(images.val, val_transform(size, CROP_PCT[augment]), size)
     train_loader = training_loader(
         images.train, config.seed, config.batch_size, config.workers, device
     )
@@ -299,9 +285,7 @@ def evaluate_weights(config: Config) -> None:
     config = fill_in_defaults(config, initial)
     check_image_size(config)
 
-    images = load_images(config.data, val_only=True)
-    size = config.image_size
-    set_transform(images.val, val_transform(size, initial.crop_pct), size)
+    images = load_images(config.data, config.image_size, val_only=True)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)
     if not is_for_classes(initial, images.classes):
         raise UserError(describe_other_classes(initial, images.classes, config.data))
@@ -386,10 +370,8 @@ def save_checkpoint(
         "config": asdict(config),
         "processes": WORLD_SIZE,
         "images": images.description,
-        # So that --weights accepts the file too:
-        "classes": images.classes,
+        "classes": images.classes,  # with the image size, so that --weights accepts the file too
         "image_size": config.image_size,
-        "crop_pct": CROP_PCT[config.augment],
     }
     write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
 
@@ -465,12 +447,7 @@ def save_results(
             name: tensor.cpu().contiguous()  # not channels-last
             for name, tensor in network.state_dict().items()
         }
-        best = {
-            "state_dict": weights,
-            "classes": classes,
-            "image_size": config.image_size,
-            "crop_pct": CROP_PCT[config.augment],
-        }
+        best = {"state_dict": weights, "classes": classes, "image_size": config.image_size}
         write_atomically(out / "model.pt", partial(torch.save, best))
 
 
@@ -705,15 +682,15 @@ def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> C
 def describe_run(
     config: Config, network: nn.Module, images: Images, device: torch.device, steps: int
 ) -> str:
-    """Return one line with the network, the device, the data set and how it is trained on."""
+    """Return one line with the network, the device, the size of the data set and the steps."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     ignored = f" ({images.ignored:,} other files ignored)" if images.ignored else ""
     processes = f" in {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
     return (
         f"{config.model}, {parameters:,} parameters, on {device}{processes}: "
         f"{len(images.train):,} training and {len(images.val):,} validation images of "
-        f"{len(images.classes):,} classes{ignored}, random {config.augment}s, "
-        f"{steps:,} steps per epoch, learning rate {config.lr:g}"
+        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch, "
+        f"learning rate {config.lr:g}"
     )
 
 

@@ -24,7 +24,6 @@ import resnet18
 from alexnet import AlexNet
 from examples.checkpoint_file import Placeholder, read_checkpoint
 from examples.errors import WeightsError, escape
-from examples.images import CROP_PCT
 from resnet18 import ResNet18
 
 MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
@@ -43,8 +42,6 @@ class Classifier:
             of a data set.
         image_size: height and width, in pixels, of the images to use the network on. 224 if the
             file has no image size.
-        crop_pct: the fraction of a picture's shorter side that these images show. 0.875 if the file
-            does not say it.
     """
 
     name: str
@@ -52,7 +49,6 @@ class Classifier:
     classes: list[str]
     classes_known: bool
     image_size: int
-    crop_pct: float
 
 
 # Official weights
@@ -83,7 +79,6 @@ def load_official(name: str) -> Classifier:
         classes=imagenet_classes(),
         classes_known=False,  # ImageNet's folders have other names: WordNet IDs
         image_size=224,
-        crop_pct=CROP_PCT["crop"],
     )
 
 
@@ -192,22 +187,12 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
         image_size = saved.get("image_size", 224)
         if not isinstance(image_size, int) or image_size < 1:
             raise WeightsError(f"holds the image size {image_size!r}, not a positive integer")
-        crop_pct = saved.get("crop_pct", CROP_PCT["crop"])
-        if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
-            raise WeightsError(f"holds the crop_pct {crop_pct!r}, not a positive number up to 1")
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
 
     for note in describe_unused(weights, found):
         print(escape(f"note: {path} {note}"), file=sys.stderr)
-    return Classifier(
-        name=weights.layout.network,
-        network=network,
-        classes=classes,
-        classes_known=classes_known,
-        image_size=image_size,
-        crop_pct=float(crop_pct),
-    )
+    return Classifier(weights.layout.network, network, classes, classes_known, image_size)
 
 
 def find_weights(saved: Any) -> list[Weights]:

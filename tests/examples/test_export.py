@@ -50,9 +50,10 @@ def crops(path: Path, count: int) -> list[Image.Image]:
 
 
 def save(image: Tensor, path: Path) -> None:
-    """Write a picture that a network for whole pictures sees as it is."""
+    """Write a picture whose center crop, as it is read, is the image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    v2.functional.to_pil_image(image).save(path)
+    padded = v2.functional.pad(image, [4, 4, 5, 5], padding_mode="reflect")  # 73 x 73
+    v2.functional.to_pil_image(padded).save(path)
 
 
 def pixels(images: list[Image.Image]) -> Tensor:
@@ -100,12 +101,7 @@ def weights(network, tmp_path_factory) -> Path:
     """The network in a file as examples.train writes it."""
     ours = MODELS["resnet18"].from_state_dict(network.state_dict())
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    saved = {
-        "state_dict": ours.state_dict(),
-        "classes": list(PHOTOS),
-        "image_size": SIZE,
-        "crop_pct": 1.0,
-    }
+    saved = {"state_dict": ours.state_dict(), "classes": list(PHOTOS), "image_size": SIZE}
     torch.save(saved, path)
     return path
 
@@ -124,7 +120,7 @@ def file_name(format: str) -> str:
 
 
 @formats
-def test_float32_logits_class_names_image_size_and_crop_are_those_of_the_weights(
+def test_float32_logits_class_names_and_image_size_are_those_of_the_weights(
     format, network, images, weights, tmp_path
 ):
     result = call(export.main, "--weights", weights, "--format", format, "--out", tmp_path / "fast")
@@ -133,7 +129,7 @@ def test_float32_logits_class_names_image_size_and_crop_are_those_of_the_weights
     assert exported.name == "resnet18"
     assert exported.classes == list(PHOTOS)
     assert exported.classes_known
-    assert (exported.image_size, exported.crop_pct) == (SIZE, 1)
+    assert exported.image_size == SIZE
     for some in (images[:1], images[:5]):
         with torch.no_grad():
             assert deviation(exported.network(some), network(normalized(some))) < 1e-4
@@ -224,23 +220,15 @@ def test_a_wrong_file_is_refused_and_does_not_stay(
 
 def test_images_to_calibrate_with_are_chosen_by_the_seed(photos, monkeypatch):
     monkeypatch.setattr(export, "CALIBRATION_IMAGES", 8)
-    first, again, other = (export.choose_images(photos, SIZE, 1.0, seed) for seed in (0, 0, 1))
+    first, again, other = (export.choose_images(photos, SIZE, seed) for seed in (0, 0, 1))
     assert first.shape == (8, 3, SIZE, SIZE)
     assert first.dtype == torch.uint8
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_images_to_calibrate_with_show_as_much_as_the_network_sees(images, photos):
-    seen = export.choose_images(photos, SIZE, 1.0, seed=0)
-    assert {image.numpy().tobytes() for image in seen} == {
-        image.numpy().tobytes() for image in images
-    }
-    assert not torch.equal(export.choose_images(photos, SIZE, 0.875, seed=0), seen)
-
-
 def test_training_images_of_cifar10_calibrate(cifar10):
-    images = export.choose_images("cifar10", 64, 1.0, seed=0)
+    images = export.choose_images("cifar10", 64, seed=0)
     assert images.shape == (40, 3, 64, 64)
 
 

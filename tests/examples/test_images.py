@@ -19,10 +19,8 @@ from torchvision.transforms import v2
 
 cbook = pytest.importorskip("matplotlib.cbook")
 
-from examples.data import default_augmentation, set_transform  # noqa: E402
 from examples.errors import ImageError  # noqa: E402
 from examples.images import (  # noqa: E402
-    CROP_PCT,
     FORMATS,
     LabeledImages,
     find_images,
@@ -323,25 +321,18 @@ def photograph() -> Image.Image:
 def test_validation_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
     photograph = photograph.resize((640, 480))  # at 512 x 600, resizing the image gives the same
     photograph.save(tmp_path / "photo.png")
-    crop = read_image(tmp_path / "photo.png", val_transform(224, CROP_PCT["crop"]), 224)
+    crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
     official = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     assert torch.equal(crop, official(v2.functional.pil_to_tensor(photograph)))
 
 
-@pytest.mark.parametrize(
-    "augment, crops",
-    [
-        ("crop", [v2.RandomResizedCrop(64, scale=(0.5, 1))]),
-        ("shift", [v2.Resize(64), v2.RandomCrop(64, padding=8)]),
-    ],
-)
-def test_training_crops_are_exactly_torchvisions_for_a_tensor(augment, crops, photograph, tmp_path):
+def test_training_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
     photograph.save(tmp_path / "photo.png")
     tensor = v2.functional.pil_to_tensor(photograph)
-    official = v2.Compose([*crops, v2.RandomHorizontalFlip()])
+    official = v2.Compose([v2.RandomResizedCrop(64, scale=(0.5, 1)), v2.RandomHorizontalFlip()])
     for seed in range(5):
         torch.manual_seed(seed)
-        crop = read_image(tmp_path / "photo.png", train_transform(64, augment), 64)
+        crop = read_image(tmp_path / "photo.png", train_transform(64), 64)
         torch.manual_seed(seed)
         assert torch.equal(crop, official(tensor))
 
@@ -349,7 +340,7 @@ def test_training_crops_are_exactly_torchvisions_for_a_tensor(augment, crops, ph
 @pytest.mark.parametrize("kind", [Image.Image, torch.Tensor])
 def test_normalized_crops_are_torchvisions_within_one_of_256_values(kind, photograph, tmp_path):
     photograph.save(tmp_path / "photo.png")
-    crop = read_image(tmp_path / "photo.png", val_transform(224, CROP_PCT["crop"]), 224)
+    crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
     official = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     image = photograph if kind is Image.Image else v2.functional.pil_to_tensor(photograph)
     difference = (normalize(crop[None])[0] - official(image)).abs()
@@ -360,22 +351,18 @@ def test_normalized_crops_are_torchvisions_within_one_of_256_values(kind, photog
 def test_images_that_are_reduced_are_close_to_torchvisions(photograph, tmp_path):
     large = photograph.resize((2560, 3000), Image.Resampling.BICUBIC)
     large.save(tmp_path / "photo.jpg")
-    image = read_image(tmp_path / "photo.jpg", val_transform(224, CROP_PCT["crop"]), 224)
+    image = read_image(tmp_path / "photo.jpg", val_transform(224), 224)
     official = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     difference = (normalize(image[None])[0] - official(Image.open(tmp_path / "photo.jpg"))).abs()
     assert 0 < difference.max() < 0.15  # a step of the 256 values is 0.017
     assert difference.mean() < 0.01
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [train_transform(32, "crop"), val_transform(32, 0.875), val_transform(32, 1.0)],
-    ids=["random crop", "center crop", "whole"],
-)
+@pytest.mark.parametrize("transform", [train_transform, val_transform])
 @pytest.mark.parametrize("size", [(60, 40), (3, 5), (40, 40)])
 def test_crops_are_square_bytes(transform, size, tmp_path):
     Image.new("RGB", size, RED).save(tmp_path / "photo.png")
-    image = read_image(tmp_path / "photo.png", transform, 32)
+    image = read_image(tmp_path / "photo.png", transform(32), 32)
     assert image.dtype == torch.uint8
     assert torch.equal(image, torch.tensor(RED, dtype=torch.uint8)[:, None, None].expand(3, 32, 32))
 
@@ -383,7 +370,7 @@ def test_crops_are_square_bytes(transform, size, tmp_path):
 def test_training_crops_are_random_and_of_at_least_half_of_the_image(tmp_path):
     ramp = np.tile(np.arange(0, 240, 4, dtype="uint8"), (60, 1))
     Image.fromarray(ramp).save(tmp_path / "photo.png")  # 60 x 60, brighter to the right
-    transform = train_transform(60, "crop")
+    transform = train_transform(60)
     widths, mirrored = set(), set()
     for _ in range(100):
         row = read_image(tmp_path / "photo.png", transform, 60)[0, 30].int()
@@ -393,31 +380,6 @@ def test_training_crops_are_random_and_of_at_least_half_of_the_image(tmp_path):
     assert mirrored == {False, True}
     assert len(widths) > 5
     assert min(widths) >= 60 * (0.5 * 3 / 4) ** 0.5 - 1  # half of the area, 3/4 as wide as high
-
-
-def test_shifts_are_random_and_move_the_whole_image_by_up_to_an_eighth(tmp_path):
-    picture = np.zeros((32, 32), dtype="uint8")
-    picture[16, 15:17] = 255  # so that a flip leaves it as it is
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    transform = train_transform(32, "shift")
-    places = set()
-    for _ in range(300):
-        view = read_image(tmp_path / "picture.png", transform, 32)[0]
-        (row, left), _ = view.nonzero().tolist()
-        places.add((row - 16, left - 15))
-    rows, columns = zip(*places, strict=True)
-    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (-4, 4)
-
-
-def test_the_first_picture_decides_that_small_ones_are_shifted_and_large_ones_cropped(tmp_path):
-    for name, side in (("large", 80), ("same", 64), ("small", 32)):
-        (tmp_path / name / "cat").mkdir(parents=True)
-        Image.new("RGB", (100, side)).save(tmp_path / name / "cat" / "1.png")
-    chosen = [
-        default_augmentation(LabeledImages(tmp_path / name), image_size=64)
-        for name in ("large", "same", "small")
-    ]
-    assert chosen == ["crop", "shift", "shift"]
 
 
 def write_images(folder: Path, *names: str) -> None:
@@ -512,8 +474,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     (tmp_path / "cat" / "._2.gif").touch()
     (tmp_path / "labels.txt").touch()
     (tmp_path / "endless").symlink_to(tmp_path / "endless")
-    data = LabeledImages(tmp_path)
-    set_transform(data, val_transform(24, 1.0), 24)
+    data = LabeledImages(tmp_path, val_transform, 24)
     assert data.classes == ["cat", "dog"]
     assert data.samples == [
         (tmp_path / "cat" / "2.gif", 0),
@@ -528,7 +489,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
 
 def test_a_data_set_is_one_of_torchvisions(tmp_path):
     write_images(tmp_path, "dog/1.png", "cat/2.png")
-    data = LabeledImages(tmp_path)
+    data = LabeledImages(tmp_path, val_transform, 24)
     assert isinstance(data, torchvision.datasets.ImageFolder)
     assert data.class_to_idx == {"cat": 0, "dog": 1}
     assert data.targets == [0, 1]
@@ -537,9 +498,7 @@ def test_a_data_set_is_one_of_torchvisions(tmp_path):
 def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
     write_images(tmp_path, "cat/1.png")
     (tmp_path / "cat" / "2.png").write_text("no image")
-    data = LabeledImages(tmp_path)
-    set_transform(data, val_transform(24, 1.0), 24)
-    error, label = data[1]
+    error, label = LabeledImages(tmp_path, val_transform, 24)[1]
     assert isinstance(error, ImageError)
     assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: ")
     assert label == 0
@@ -550,10 +509,8 @@ def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
 def test_the_error_of_a_damaged_image_is_one_line_from_a_worker_of_every_kind(method, tmp_path):
     write_images(tmp_path, "cat/1.png")
     (tmp_path / "cat" / "2.png").write_text("no image")
-    data = LabeledImages(tmp_path)
-    set_transform(data, val_transform(24, 1.0), 24)
     loader = DataLoader(
-        data,
+        LabeledImages(tmp_path, val_transform, 24),
         batch_size=2,
         collate_fn=list,
         num_workers=1,
@@ -570,15 +527,15 @@ def test_a_class_without_images_is_refused_by_name(tmp_path):
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "notes.txt").touch()
     with pytest.raises(ImageError, match=f"{tmp_path / 'dog'}: no images"):
-        LabeledImages(tmp_path)
+        LabeledImages(tmp_path, val_transform, 24)
 
 
 def test_images_that_are_not_in_class_folders_are_refused(tmp_path):
     write_images(tmp_path, "1.png", "2.png")
     with pytest.raises(ImageError, match=f"{tmp_path}: no class folders"):
-        LabeledImages(tmp_path)
+        LabeledImages(tmp_path, val_transform, 24)
 
 
 def test_a_missing_split_is_refused_by_name(tmp_path):
     with pytest.raises(ImageError, match=f"{tmp_path / 'val'}: No such file or directory"):
-        LabeledImages(tmp_path / "val")
+        LabeledImages(tmp_path / "val", val_transform, 24)

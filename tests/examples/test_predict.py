@@ -84,17 +84,11 @@ def test_the_file_and_its_most_likely_classes_are_printed(photograph, official_w
         assert float(percentage) == pytest.approx(100 * probability, abs=0.01)
 
 
-@pytest.mark.parametrize("crop_pct, resize_size", [(None, 37), (1.0, 32)])
-def test_classes_image_size_and_crop_are_those_of_the_weights(
-    crop_pct, resize_size, photograph, weights, tmp_path
-):
-    if crop_pct:
-        torch.save({**torch.load(weights), "crop_pct": crop_pct}, tmp_path / "model.pt")
-        weights = tmp_path / "model.pt"
+def test_classes_and_image_size_are_those_of_the_weights(photograph, weights, tmp_path):
     photograph.save(tmp_path / "photo.png")
     (answer,) = answers(tmp_path / "photo.png", "--weights", weights)
     preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms(
-        crop_size=32, resize_size=resize_size
+        crop_size=32, resize_size=37
     )
     with torch.inference_mode():
         logits = oracle("resnet18", num_classes=3).eval()(preset(photograph)[None])

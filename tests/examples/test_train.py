@@ -26,7 +26,7 @@ def test_first_line_says_what_is_trained_on_what(finished):
     for words in "resnet18", "11,178,051 parameters", "84 training", "33 validation", "3 classes":
         assert words in first
     assert "on cpu" in first or "on cuda" in first
-    assert "random shifts, 10 steps per epoch, learning rate 0.003125" in first  # 0.1 × 8 / 256
+    assert "10 steps per epoch, learning rate 0.003125" in first  # 0.1 × 8 / 256
     assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
 
 
@@ -48,17 +48,10 @@ def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
     assert width > height > 500
 
 
-def test_model_file_has_class_names_image_size_and_how_much_of_a_picture_is_shown(finished):
+def test_model_file_has_class_names_and_image_size(finished):
     classifier = load_file(finished / "model.pt")
     assert classifier.classes == ["0", "1", "3"]
-    assert (classifier.image_size, classifier.crop_pct) == (32, 1)  # all of a small picture
-
-
-def test_crops_can_be_chosen_for_small_pictures_and_are_then_validated_on(digits, tmp_path):
-    result = call(main, *arguments(digits, tmp_path, "--augment", "crop", "--epochs", 1))
-    assert "random crops" in result.stdout.splitlines()[0], result
-    for file in "model.pt", "last.ckpt":
-        assert load_file(tmp_path / file).crop_pct == 0.875
+    assert classifier.image_size == 32
 
 
 def test_default_recipe_is_sgd_with_nesterov_momentum_and_the_papers_weight_decay(finished):
@@ -96,9 +89,7 @@ def test_cifar10_is_trained_on_and_evaluated(cifar10):
     trained = call(main, "cifar10", *small)
     assert "40 training and 20 validation images of 10 classes" in trained.stdout, trained
     assert "top-5" in trained.stdout
-    classifier = load_file("runs/train/model.pt")
-    assert classifier.classes[:2] == ["airplane", "automobile"]
-    assert classifier.crop_pct == 1
+    assert load_file("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
 
     evaluated = call(main, "cifar10", "--weights", "runs/train/model.pt", "--evaluate")
     assert evaluated.stdout.endswith("20 images\n"), evaluated

@@ -444,18 +444,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "network"])
-def test_classes_image_size_and_crop_come_from_the_file(key, tmp_path):
-    content = {
-        key: WEIGHTS,
-        "classes": ["cat", "dog", "newt"],
-        "image_size": 64,
-        "crop_pct": 1.0,
-    }
+def test_classes_and_image_size_come_from_the_file(key, tmp_path):
+    content = {key: WEIGHTS, "classes": ["cat", "dog", "newt"], "image_size": 64}
     classifier = load_file(saved(content, tmp_path / "model.pt"))
     assert classifier.classes == ["cat", "dog", "newt"]
     assert classifier.classes_known
     assert classifier.image_size == 64
-    assert classifier.crop_pct == 1
 
 
 def test_classes_come_from_class_to_idx_in_the_order_of_its_indices(tmp_path):
@@ -464,11 +458,11 @@ def test_classes_come_from_class_to_idx_in_the_order_of_its_indices(tmp_path):
     assert (classifier.classes, classifier.classes_known) == (["cat", "dog", "newt"], True)
 
 
-def test_classes_without_names_are_indices_and_the_images_are_torchvisions(tmp_path):
+def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
     classifier = load_file(saved(WEIGHTS, tmp_path / "weights.pth"))
     assert classifier.classes == ["0", "1", "2"]
     assert not classifier.classes_known
-    assert (classifier.image_size, classifier.crop_pct) == (224, 224 / 256)
+    assert classifier.image_size == 224
 
 
 def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
@@ -480,13 +474,9 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong, reason",
-    [
-        ({"classes": ["cat"]}, "1 class names for 3 classes"),
-        ({"image_size": 0}, "image size 0"),
-        ({"crop_pct": 87.5}, "crop_pct 87.5"),
-    ],
+    [({"classes": ["cat"]}, "1 class names for 3 classes"), ({"image_size": 0}, "image size 0")],
 )
-def test_classes_image_size_and_crop_that_cannot_be_are_refused(wrong, reason, tmp_path):
+def test_classes_and_image_size_that_cannot_be_are_refused(wrong, reason, tmp_path):
     assert reason in refusal(saved({"state_dict": WEIGHTS, **wrong}, tmp_path / "model.pt"))
 
 
