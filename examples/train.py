@@ -301,10 +301,10 @@ def evaluate_weights(config: Config) -> None:
 
 
 def training_size(config: Config, epoch: int) -> int:
-    """Return the height and width of the images that an epoch, from 1, is trained on, in pixels.
+    """Return the height and width of the training images in an epoch, in pixels.
 
-    They grow from --start-size by multiples of 16 pixels. The last third of the epochs has images
-    of --image-size: a network is best at the size that it saw last.
+    The first epoch is number 1. The images grow from --start-size by multiples of 16 pixels. The
+    last third of the epochs has --image-size: a network is best at the size that it saw last.
     """
     growing = config.epochs * 2 / 3
     if epoch > growing:
