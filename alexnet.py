@@ -54,8 +54,8 @@ class AlexNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
         # Weights of variance 1 / fan_in, where PyTorch has 1 / (3 fan_in), and biases of 0. With a
-        # smaller variance (PyTorch's, or N(0, 0.01) in [2012], section 5), the initial logits are
-        # nearly the same for all images. With 2 / fan_in, the loss starts far too high.
+        # smaller variance (PyTorch's, or 0.01^2 in [2012], section 5), the initial logits hardly
+        # depend on the image. With 2 / fan_in, the loss starts far too high.
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.mul_(math.sqrt(3) if name.endswith("weight") else 0)

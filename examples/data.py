@@ -75,7 +75,8 @@ def load_images(data: str, image_size: int, val_only: bool) -> Images:
         return Images(None, val, val.classes, val.ignored, description="")
 
     train = LabeledImages(folder / "train", train_transform, image_size)
-    for name in sorted(set(train.classes) ^ set(val.classes)):
+    if train.classes != val.classes:
+        name = min(set(train.classes) ^ set(val.classes))
         split = "train" if name in val.classes else "val"
         raise ImageError(f"{folder / split}: the class {name} is missing")
     return Images(

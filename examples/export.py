@@ -1,6 +1,6 @@
 """Write AlexNet or ResNet-18 to a file that runs faster than PyTorch, and check the file.
 
-python -m examples.export --weights runs/train/model.pt --calibrate DATA/train --out runs/fast
+python -m examples.export --weights runs/first/model.pt --calibrate DATA/train --out runs/fast
 python -m examples.export --format onnx --out runs/onnx
 python -m examples.predict --weights runs/fast/resnet18.xml photo.jpg
 """

@@ -2,7 +2,7 @@
 
 python -m examples.train cifar10 --image-size 64 --epochs 20 --out runs/cifar10
 python -m examples.train --resume --out runs/cifar10
-python -m examples.train DATA --pretrained --epochs 5 --out runs/tuned
+python -m examples.train DATA --pretrained --lr 0.0025 --epochs 5 --out runs/tuned
 python -m examples.train DATA --weights runs/tuned/model.pt --evaluate
 torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
@@ -234,7 +234,10 @@ def train_one_epoch(
 
 
 def classifier(config: Config, network: nn.Module, device: torch.device) -> Network:
-    """Return a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
+    """Switch the network to evaluation mode. Return it as a function of pixels.
+
+    The function maps uint8 (N, 3, H, W) to logits, float32 (N, num_classes).
+    """
     network.eval()
 
     def classify(images: Tensor) -> Tensor:
@@ -413,7 +416,8 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
             f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
             f"network further, start a new run with --weights {Path(out, 'model.pt')}"
         )
-    for name in changed:
+    if changed:
+        name = changed[0]
         option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
         raise UserError(f"the run in {out} used --{option} {before}, not {now}")
     return config

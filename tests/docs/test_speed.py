@@ -92,7 +92,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "cat.jpg", folder / "docs")
     small = "--image-size 64 --batch-size 8 --epochs 3 --device cpu"
-    run(f"python -m examples.train DATA --out runs/train {small}", folder)
+    run(f"python -m examples.train DATA --out runs/first {small}", folder)
     return folder
 
 
