@@ -90,7 +90,7 @@ def load_images(data: str, image_size: int, val_only: bool) -> Images:
 
 def checksum(folder: Path, *splits: LabeledImages) -> str:
     """Return a checksum of the paths of all images, relative to the folder."""
-    names = [str(path.relative_to(folder)) for split in splits for path, _ in split.samples]
+    names = [os.path.relpath(path, folder) for split in splits for path, _ in split.samples]
     return f"{zlib.crc32(repr(names).encode(errors='surrogateescape')):08x}"
 
 

@@ -224,7 +224,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def read_image(
-    path: Path, transform: Callable[[Image.Image], Tensor], size: int
+    path: str | Path, transform: Callable[[Image.Image], Tensor], size: int
 ) -> Tensor | ImageError:
     """Read a file and return its crop, uint8 (3, size, size), or the error if it cannot be used.
 
@@ -240,7 +240,7 @@ def read_image(
         size: height and width of the crop in pixels.
     """
     try:
-        with open_image(path, min_size=2 * resize_size(size)) as image:
+        with open_image(Path(path), min_size=2 * resize_size(size)) as image:
             return transform(image)
     except ImageError as error:
         return error
@@ -343,7 +343,7 @@ class LabeledImages(ImageFolder):
 
     def make_dataset(
         self, directory: Path, class_to_idx: dict[str, int], **options: Any
-    ) -> list[tuple[Path, int]]:
+    ) -> list[tuple[str, int]]:
         """Return the path and the label of each image."""
         samples = []
         for name, label in class_to_idx.items():
@@ -352,6 +352,6 @@ class LabeledImages(ImageFolder):
                 raise errors[0]
             if not images:
                 raise ImageError(f"{Path(directory, name)}: no images in this folder")
-            samples += [(image, label) for image in images]
+            samples += [(str(image), label) for image in images]  # a Path takes more memory
             self.ignored += ignored
         return samples

@@ -477,9 +477,9 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     data = LabeledImages(tmp_path, val_transform, 24)
     assert data.classes == ["cat", "dog"]
     assert data.samples == [
-        (tmp_path / "cat" / "2.gif", 0),
-        (tmp_path / "cat" / "deep" / "3.png", 0),
-        (tmp_path / "dog" / "1.jfif", 1),
+        (str(tmp_path / "cat" / "2.gif"), 0),
+        (str(tmp_path / "cat" / "deep" / "3.png"), 0),
+        (str(tmp_path / "dog" / "1.jfif"), 1),
     ]
     assert data.ignored == 3
     assert len(data) == 3
