@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 from tyro.conf import Positional
 
@@ -88,8 +87,6 @@ class Config:
     """Fraction of each label that is spread evenly over all classes."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
-    start_size: Annotated[int | None, hint("INT", "default: --image-size")] = None
-    """Size of the training images at first. It grows to --image-size. This saves time."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
@@ -184,12 +181,10 @@ def train_one_epoch(
     """Take one step per batch.
 
     Returns:
-        The last learning rate, the size of the images, the mean training loss, the training
-        accuracy in percent, the images per second over all processes, and the seconds that the
-        epoch took.
+        The last learning rate, the mean training loss, the training accuracy in percent, the images
+        per second over all processes, and the seconds that the epoch took.
     """
     model.train()
-    size = training_size(config, epoch)
     loss_sum, correct = torch.zeros(2, device=device)
     seen = 0
     start = time.perf_counter()
@@ -202,7 +197,7 @@ def train_one_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            images = normalize(resize(images, size)).to(memory_format=torch.channels_last)
+            images = normalize(images.to(memory_format=torch.channels_last))
             with autocast(device, config.precision):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -225,7 +220,6 @@ def train_one_epoch(
     seconds = time.perf_counter() - start
     return {
         "lr": lr,
-        "train_size": size,
         "train_loss": mean_over_processes(loss_sum, seen),
         "train_top1": 100 * mean_over_processes(correct, seen),
         "images/s": WORLD_SIZE * seen / seconds,
@@ -301,19 +295,6 @@ def evaluate_weights(config: Config) -> None:
     row = evaluate(classify, loader, device)
     accuracy = describe_accuracy(row, len(images.classes), digits=3)
     print_once(f"{accuracy}, loss {row['val_loss']:.3f}: {len(images.val):,} images")
-
-
-def training_size(config: Config, epoch: int) -> int:
-    """Return the height and width of the training images in an epoch, in pixels.
-
-    The first epoch is number 1. The images grow from --start-size by multiples of 16 pixels. The
-    last third of the epochs has --image-size: a network is best at the size that it saw last.
-    """
-    growing = config.epochs * 2 / 3
-    if epoch > growing:
-        return config.image_size
-    grown = (epoch - 1) / growing * (config.image_size - config.start_size)
-    return config.start_size + int(grown / 16) * 16
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -610,8 +591,6 @@ def check_options(config: Config) -> None:
         )
     if config.image_size is not None:
         require(config.image_size >= 1, "--image-size must be at least 1")
-    if config.start_size is not None:
-        require(config.start_size >= 1, "--start-size must be at least 1")
 
     require(
         not (config.pretrained and config.weights is not None),
@@ -632,21 +611,15 @@ def check_options(config: Config) -> None:
 
 def check_image_size(config: Config) -> None:
     """Raise `UserError` if the images are too small for the network."""
-    option, size = "image-size", config.image_size
-    if not config.evaluate and config.start_size != size:
-        require(
-            config.start_size < size,
-            f"--start-size {config.start_size} is larger than --image-size {size}",
-        )
-        option, size = "start-size", config.start_size
+    size = config.image_size
     if config.model == "alexnet":
-        require(size >= 63, f"--{option} {size} is too small: AlexNet needs at least 63")
+        require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
     elif not config.evaluate:
         # Up to 32 x 32 pixels, the last layers see one pixel of each image.
         require(
             size > 32 or config.batch_size > WORLD_SIZE,
             "batch norm needs more than one value per channel: raise --batch-size, or raise "
-            f"--{option} above 32",
+            "--image-size above 32",
         )
 
 
@@ -668,11 +641,9 @@ def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | No
 def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> Config:
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
     model = config.model or (initial.name if initial else "resnet18")
-    image_size = config.image_size or (initial.image_size if initial else 224)
     defaults = {
         "model": model,
-        "image_size": image_size,
-        "start_size": image_size,
+        "image_size": initial.image_size if initial else 224,
         "lr": LEARNING_RATES[model] * config.batch_size / 256,
         "weight_decay": WEIGHT_DECAYS[model],
     }

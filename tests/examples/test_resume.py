@@ -41,14 +41,11 @@ def stopped(finished: Path, folder: Path, epochs: int = 1) -> Path:
     [
         ("", (), "resnet18"),
         ("", (), "epoch 1"),
-        ("--start-size 32 --image-size 48", (), "epoch 1"),
         # Dropout is AlexNet's, batch norm is ResNet-18's.
         pytest.param("--model alexnet --image-size 64", (), "epoch 1", marks=pytest.mark.slow),
-        pytest.param(
-            "--start-size 32 --image-size 64", TORCHRUN, "epoch 1", marks=pytest.mark.slow
-        ),
+        pytest.param("--image-size 64", TORCHRUN, "epoch 1", marks=pytest.mark.slow),
     ],
-    ids=["in the first epoch", "resnet18", "growing images", "alexnet", "two_processes"],
+    ids=["in the first epoch", "resnet18", "alexnet", "two_processes"],
 )
 def test_resume_alone_after_sigkill_is_bit_identical(
     options, launcher, last_line, finished, digits, tmp_path
@@ -132,7 +129,6 @@ def test_run_without_a_finished_epoch_can_be_started_anew_with_other_options(
         ("--epochs 3", "used --epochs 2, not 3"),
         ("--image-size 33", "used --image-size 32, not 33"),
         ("--batch-size 16", "used --batch-size 8, not 16"),
-        ("--start-size 16", "used --start-size 32, not 16"),
         ("--lr 0.2", "used --lr 0.003125, not 0.2"),
         ("--weight-decay 0", "used --weight-decay 0.0001, not 0"),
         ("--label-smoothing 0.1", "used --label-smoothing 0.0, not 0.1"),

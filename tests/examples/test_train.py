@@ -14,9 +14,8 @@ import pandas as pd  # noqa: E402
 
 from examples import images  # noqa: E402
 from examples.checkpoint_file import read_checkpoint  # noqa: E402
-from examples.train import Config, learning_rate, main, training_size  # noqa: E402
+from examples.train import learning_rate, main  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
-from resnet18 import ResNet18  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
 
@@ -112,32 +111,6 @@ def test_learning_rate_rises_falls_and_ends_near_zero_for_any_number_of_steps():
         assert steps < 20 or rates[-1] < 0.001
     assert rates[0] < 0.002
     assert rates[50] == pytest.approx(0.1, rel=1e-3)
-
-
-def test_images_grow_from_the_start_size_to_the_image_size(digits, tmp_path):
-    seen = []
-
-    def note_size(module, inputs):
-        if isinstance(module, ResNet18) and module.training:
-            seen.append(inputs[0].shape[-1])
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(note_size)
-    more = "--start-size", 32, "--image-size", 64, "--epochs", 3, "--batch-size", 28
-    result = call(main, *arguments(digits, tmp_path / "run", *more))
-    hook.remove()
-    assert result.status == 0, result
-    assert seen == 3 * [32] + 3 * [48] + 3 * [64]
-    assert list(pd.read_csv(tmp_path / "run" / "metrics.csv")["train_size"]) == [32, 48, 64]
-    assert load_file(tmp_path / "run" / "model.pt").image_size == 64
-
-
-def test_the_last_third_of_the_epochs_has_the_full_size():
-    for epochs in range(1, 30):
-        config = Config(data="", start_size=40, image_size=99, epochs=epochs)
-        sizes = [training_size(config, epoch) for epoch in range(1, epochs + 1)]
-        assert sizes == sorted(sizes)
-        assert sizes[0] == 40 or epochs == 1
-        assert epochs / 3 <= sizes.count(99) < epochs / 3 + 1
 
 
 def test_each_epoch_sees_every_image_once_in_a_new_order(digits, tmp_path, monkeypatch):
@@ -274,8 +247,6 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--batch-size 100", "84 training images do not fill a batch of 100"),
         ("--batch-size 1", "more than one value"),
         ("--image-size 0", "--image-size must be at least 1"),
-        ("--start-size 0", "--start-size must be at least 1"),
-        ("--start-size 48", "--start-size 48 is larger than --image-size 32"),
         ("--workers -1", "--workers must not be negative"),
         ("--lr inf", "--lr must be"),
         ("--lr nan", "--lr must be"),
@@ -284,14 +255,6 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--label-smoothing nan", "--label-smoothing must"),
         ("--label-smoothing 1", "--label-smoothing must"),
         ("--model alexnet", "--image-size 32 is too small: AlexNet needs at least 63"),
-        (
-            "--start-size 32 --image-size 64 --batch-size 1",
-            "raise --batch-size, or raise --start-size above 32",
-        ),
-        (
-            "--model alexnet --image-size 64 --start-size 48",
-            "--start-size 48 is too small: AlexNet needs at least 63",
-        ),
         ("--pretrained --weights file", "cannot be used together"),
         ("--evaluate", "--evaluate needs --weights or --pretrained"),
         ("--weights nowhere.pt", "nowhere.pt"),
