@@ -192,7 +192,13 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
 
     for note in describe_unused(weights, found):
         print(escape(f"note: {path} {note}"), file=sys.stderr)
-    return Classifier(weights.layout.network, network, classes, classes_known, image_size)
+    return Classifier(
+        name=weights.layout.network,
+        network=network,
+        classes=classes,
+        classes_known=classes_known,
+        image_size=image_size,
+    )
 
 
 def find_weights(saved: Any) -> list[Weights]:

@@ -131,6 +131,23 @@ def test_the_service_answers_as_the_command_does_without_pytorch(printed, folder
     assert answer.decode().split() == [prediction["class"]]
 
 
+@pytest.mark.extended
+def test_the_service_takes_an_onnx_file_with_the_lines_that_the_page_replaces(folder):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    weights = "--weights runs/first/model.pt"
+    run(f"python -m examples.export {weights} --format onnx --out runs/onnx", folder)
+    before, rest = block("openvino.Core()").split("model = openvino", 1)
+    _, after = rest.split("\n\n", 1)
+    service = before.replace("import openvino\n", "") + block("onnxruntime.Inf") + "\n" + after
+    answer = subprocess.check_output([sys.executable, "-c", service], cwd=folder)
+    command = (
+        "python -m examples.predict --weights runs/onnx/resnet18.onnx docs/cat.jpg --top 1 --json"
+    )
+    (prediction,) = json.loads(run(command, folder))["predictions"]
+    assert answer.decode().split() == [prediction["class"]]
+
+
 def test_the_instructions_of_the_processor_are_named(tmp_path):
     assert set(run(block("get_capabilities"), tmp_path).split()) <= {"VNNI", "AMX"}
 
