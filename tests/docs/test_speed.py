@@ -119,9 +119,14 @@ def test_the_accuracy_of_the_exported_network_is_counted(printed, folder):
     assert f"{3 * VAL} images" in shown
 
 
+@pytest.fixture
+def service() -> str:
+    """The code of the service."""
+    return block("openvino.Core()")
+
+
 @pytest.mark.extended
-def test_the_service_answers_as_the_command_does_without_pytorch(printed, folder):
-    service = block("openvino.Core()")
+def test_the_service_answers_as_the_command_does_without_pytorch(service, printed, folder):
     no_torch = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
     answer = subprocess.check_output([sys.executable, "-c", no_torch + service], cwd=folder)
     command = (
@@ -132,12 +137,12 @@ def test_the_service_answers_as_the_command_does_without_pytorch(printed, folder
 
 
 @pytest.mark.extended
-def test_the_service_takes_an_onnx_file_with_the_lines_that_the_page_replaces(folder):
+def test_the_service_takes_an_onnx_file_with_the_lines_that_the_page_replaces(service, folder):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     weights = "--weights runs/first/model.pt"
     run(f"python -m examples.export {weights} --format onnx --out runs/onnx", folder)
-    before, rest = block("openvino.Core()").split("model = openvino", 1)
+    before, rest = service.split("model = openvino", 1)
     _, after = rest.split("\n\n", 1)
     service = before.replace("import openvino\n", "") + block("onnxruntime.Inf") + "\n" + after
     answer = subprocess.check_output([sys.executable, "-c", service], cwd=folder)
