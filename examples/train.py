@@ -46,6 +46,7 @@ from examples.distributed import (
 from examples.engines import Network
 from examples.errors import ImageError, UserError
 from examples.exported import Exported, check_exported_options, is_exported, load_exported
+from examples.im2col import im2col_for_few_pixels
 from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
@@ -198,7 +199,7 @@ def train_one_epoch(
                 group["lr"] = lr
 
             images = normalize(images.to(memory_format=torch.channels_last))
-            with autocast(device, config.precision):
+            with autocast(device, config.precision), im2col_for_few_pixels(device):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
@@ -235,7 +236,7 @@ def classifier(config: Config, network: nn.Module, device: torch.device) -> Netw
     network.eval()
 
     def classify(images: Tensor) -> Tensor:
-        with autocast(device, config.precision):
+        with autocast(device, config.precision), im2col_for_few_pixels(device):
             logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
         return logits.float()
 
@@ -699,8 +700,9 @@ def describe_accuracy(row: dict[str, float], num_classes: int, digits: int) -> s
 def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     reuse_memory()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config, checkpoint = read_options(sys.argv[1:] if arguments is None else arguments)
+        config, checkpoint = read_options(arguments)
         check_options(config)
         if config.evaluate:
             evaluate_weights(config)
@@ -711,7 +713,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        line = "interrupted: --resume continues a run after its last finished epoch"
+        line = "interrupted"
+        if "--evaluate" not in arguments:
+            line += ": --resume continues a run after its last finished epoch"
         sys.exit(line if RANK == 0 else 1)
 
 

@@ -25,6 +25,18 @@ from tests.examples.training import (  # noqa: E402
 INTERRUPTED = "interrupted: --resume continues a run after its last finished epoch\n"
 
 
+def on_terminal(pexpect, *arguments: object):
+    """Start the command on a terminal."""
+    return pexpect.spawn(
+        sys.executable,
+        ["-m", "examples.train", *map(str, arguments)],
+        cwd=ROOT,
+        timeout=TIMEOUT,
+        dimensions=(24, 120),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the command", "to its workers too"])
 def test_sigterm_ends_a_run_in_one_line_and_keeps_the_last_finished_epoch(
@@ -58,14 +70,7 @@ def test_sigterm_while_the_checkpoint_is_written_leaves_the_one_before(digits, t
 def test_terminal_shows_loss_rate_and_speed_and_ctrl_c_leaves_a_checkpoint(digits, tmp_path):
     pexpect = pytest.importorskip("pexpect")
     endless = arguments(digits, tmp_path / "run", "--epochs", 500, "--workers", 1)
-    terminal = pexpect.spawn(
-        sys.executable,
-        ["-m", "examples.train", *endless],
-        cwd=ROOT,
-        timeout=TIMEOUT,
-        dimensions=(24, 120),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    terminal = on_terminal(pexpect, *endless)
     terminal.expect("images/s, loss=.*lr=")
     terminal.expect("epoch 2/500: +[1-9]")
     terminal.sendintr()
@@ -75,6 +80,21 @@ def test_terminal_shows_loss_rate_and_speed_and_ctrl_c_leaves_a_checkpoint(digit
     assert b"Traceback" not in terminal.before
     assert b"interrupted: --resume continues" in terminal.before
     assert len(read_checkpoint(tmp_path / "run" / "last.ckpt")["rows"]) >= 1
+
+
+def test_ctrl_c_while_weights_are_evaluated_does_not_speak_of_resume(finished, tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    for name in "013":  # the classes of the weights
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(400):
+            (tmp_path / "val" / name / f"{number}.jpg").symlink_to(ROOT / "docs" / "cat.jpg")
+    terminal = on_terminal(pexpect, tmp_path, "--weights", finished / "model.pt", "--evaluate")
+    terminal.expect("validation: +[1-9]")
+    terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 1
+    assert terminal.before.endswith(b"interrupted\r\n")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc belongs to Linux")
