@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -203,6 +205,18 @@ def prepare_worker(index: int) -> None:
     reuse_memory()  # not inherited with all start methods
     # A scheduler ends all processes with SIGTERM. The main process says so in one line.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    sys.excepthook = print_unless_connection_is_lost
+
+
+def print_unless_connection_is_lost(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Print an uncaught error of a worker, unless the main process has closed the connection.
+
+    It does so if it is interrupted while a thread of the worker hands it a batch.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def collate(samples: list[tuple[Tensor | ImageError, int]]) -> Any:

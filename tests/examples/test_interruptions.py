@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,38 @@ def on_terminal(pexpect, *arguments: object):
         dimensions=(24, 120),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+# Interrupts a loader again and again, at random times: an interrupt must come while a batch is
+# handed over, which it seldom does.
+INTERRUPTIONS = """
+import os, random, signal, threading, torch
+from examples.data import validation_loader
+
+caught = 0
+for _ in range(20):
+    images = [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)] * 40_000
+    loader = validation_loader(images, batch_size=4, workers=1, device=torch.device("cpu"))
+    batches = iter(loader)
+    next(batches)
+    try:
+        seconds = random.uniform(0.01, 0.1)
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+        for _ in batches:
+            pass
+    except KeyboardInterrupt:
+        caught += 1
+    threading.Event().wait(0.05)  # for the worker to lose the connection
+    del batches, loader
+print(caught)
+"""
+
+
+def test_worker_prints_nothing_when_ctrl_c_comes_while_it_hands_over_a_batch():
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTIONS], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.stdout, result.stderr) == ("20\n", "")
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
