@@ -73,7 +73,7 @@ class AlexNet(nn.Module):
         x = F.adaptive_avg_pool2d(x, 6).flatten(1)  # (N, 9216) for any image size
         x = self.dropout(F.relu(self.fc1(x)))  # (N, 4096), dropout as in [2012], 4.2
         x = self.dropout(F.relu(self.fc2(x)))  # (N, 4096)
-        x = self.fc3(x)  # (N, 1000)
+        x = self.fc3(x)  # (N, num_classes)
         return x
 
     @classmethod

@@ -81,7 +81,7 @@ class ResNet18(nn.Module):
         x = self.layer3(x)  # (N, 256, 14, 14)
         x = self.layer4(x)  # (N, 512, 7, 7)
         x = self.avgpool(x).flatten(1)  # (N, 512)
-        x = self.fc(x)  # (N, 1000)
+        x = self.fc(x)  # (N, num_classes)
         return x
 
     @classmethod

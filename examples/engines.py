@@ -1,7 +1,8 @@
 """Ways to run a network faster, one function each. docs/speed.md has the speedup of each.
 
-In all functions, `network` is in evaluation mode, and `images` are normalized float32
-(N, 3, H, W). To calibrate int8, pass a few hundred images like those that the network will see.
+In all functions, `network` is in evaluation mode, and `images` (N, 3, H, W) are what it takes:
+normalized float32, or uint8 pixels if it normalizes them itself. To calibrate int8, pass a few
+hundred images like those that the network will see.
 """
 
 from __future__ import annotations

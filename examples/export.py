@@ -90,7 +90,7 @@ class PixelNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map RGB images, uint8 (N, 3, H, W), to logits (N, num_classes)."""
-        logits: Tensor = self.network((images / 255 - self.mean) / self.std)
+        logits: Tensor = self.network((images.float() / 255 - self.mean) / self.std)
         return logits
 
 

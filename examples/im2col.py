@@ -1,8 +1,8 @@
 """Convolutions with a few output pixels as matrix products, which are faster on a CPU.
 
-On a CPU, PyTorch convolves with oneDNN, which is slow where the output has few pixels. For 64 × 64
-images, the last stage of ResNet-18 has 2 × 2 pixels, and takes half of a training step in bfloat16.
-One matrix product over the whole batch computes the same several times as fast.
+On x86 processors, PyTorch convolves with oneDNN, which is slow where the output has few pixels. For
+64 × 64 images, the last stage of ResNet-18 has 2 × 2 pixels. It took half of a training step in
+bfloat16 (AMX). One matrix product over the whole batch computes the same several times as fast.
 """
 
 from collections.abc import Callable, Sequence

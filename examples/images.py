@@ -203,8 +203,8 @@ def train_transform(size: int) -> v2.Compose:
 def val_transform(size: int) -> v2.Compose:
     """Return the transform for validation, from an image to its center crop, uint8 (3, size, size).
 
-    With a size of 224, it is the transform of torchvision's published accuracies. The tensor is
-    resized, not the image: in this memory layout (channels-last), that is four times as fast.
+    With a size of 224, it is the crop of torchvision's published accuracies. The tensor is resized,
+    not the image: in this memory layout (channels-last), that is four times as fast.
     """
     return v2.Compose([v2.PILToTensor(), v2.Resize(resize_size(size)), v2.CenterCrop(size)])
 

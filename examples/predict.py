@@ -173,8 +173,8 @@ def read_batches(
     """Yield the files in batches: a picture (3, size, size) or an error for each file.
 
     While the caller classifies a batch, the threads of the pool read the next one. Threads run in
-    parallel here, because Pillow releases Python's global interpreter lock (GIL) while it decodes
-    and resizes an image.
+    parallel here, because Python's global interpreter lock (GIL) is released while Pillow decodes
+    an image and PyTorch resizes it.
     """
     transform = val_transform(size)
 

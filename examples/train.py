@@ -99,7 +99,8 @@ class Config:
     """Processes that read images, for each training process. They do not affect the result."""
 
 
-# The options that may change when a run is resumed: they do not affect its result.
+# The options that may change when a run is resumed: they do not affect its result,
+# but for rounding on another device.
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
 
 
@@ -132,7 +133,7 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
         momentum=0.9,
         nesterov=True,
         weight_decay=config.weight_decay,
-        # On a CPU, a fused step with a scaler makes the weights infinite or NaN (PyTorch 2.14).
+        # On a CPU, fused steps ruin the weights if the scaler skips the first one (see findings/).
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
     )
     rows: list[dict[str, float]] = []  # of metrics.csv, one for each finished epoch
@@ -260,7 +261,7 @@ def evaluate(classify: Network, loader: DataLoader[Any], device: torch.device) -
     with progress_bar(loader, "validation") as bar:
         for images, labels in batches_on(device, bar):
             logits = classify(images)
-            predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5)
+            predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5 or fewer)
             hits = predictions == labels[:, None]
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
             top1 += hits[:, 0].sum()
@@ -590,6 +591,7 @@ def check_options(config: Config) -> None:
         require(
             0 <= config.weight_decay < math.inf, "--weight-decay must be finite and not negative"
         )
+    require(0 <= config.seed < 2**32, "--seed must be at least 0 and less than 2**32")
     if config.image_size is not None:
         require(config.image_size >= 1, "--image-size must be at least 1")
 

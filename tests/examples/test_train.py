@@ -246,6 +246,8 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--batch-size 0", "--batch-size must be at least 1"),
         ("--batch-size 100", "84 training images do not fill a batch of 100"),
         ("--batch-size 1", "more than one value"),
+        ("--seed -1", "--seed must be at least 0 and less than 2**32"),
+        (f"--seed {2**64}", "--seed must be at least 0 and less than 2**32"),
         ("--image-size 0", "--image-size must be at least 1"),
         ("--workers -1", "--workers must not be negative"),
         ("--lr inf", "--lr must be"),
