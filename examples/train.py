@@ -100,7 +100,7 @@ class Config:
 
 
 # The options that may change when a run is resumed: they do not affect its result,
-# but for rounding on another device.
+# except that another device rounds differently.
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
 
 
