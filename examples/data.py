@@ -1,11 +1,13 @@
 """Data sets: folders of images, one for each class, or CIFAR-10. Loaders of their batches."""
 
+import multiprocessing
 import os
 import signal
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -184,6 +186,7 @@ def loader_options(batch_size: int, workers: int | None, device: torch.device) -
         "batch_size": batch_size // WORLD_SIZE,
         "num_workers": workers,
         "persistent_workers": workers > 0,  # to start them takes seconds
+        "multiprocessing_context": worker_context() if workers > 0 else None,
         "worker_init_fn": prepare_worker,
         "collate_fn": collate,
         "pin_memory": device.type == "cuda",
@@ -198,6 +201,20 @@ def default_workers() -> int:
     except AttributeError:  # macOS and Windows
         cores = os.cpu_count() or 1
     return max(1, min(16, cores // LOCAL_WORLD_SIZE))
+
+
+def worker_context() -> BaseContext | None:
+    """Return how workers start. None: as Python starts them by default.
+
+    On Linux, they are copies of this process by default (before Python 3.14). With several training
+    processes, it has threads that talk to the others. A worker that is copied while one of them
+    holds a lock may wait for it forever. "forkserver" copies a process without threads.
+    """
+    if WORLD_SIZE == 1 or multiprocessing.get_start_method() != "fork":
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not by each worker
+    return context
 
 
 def prepare_worker(index: int) -> None:

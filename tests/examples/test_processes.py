@@ -1,5 +1,6 @@
 """`torchrun -m examples.train` trains in several processes, which count every image once."""
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,27 @@ assert file.exists()
 dist.destroy_process_group()
 """
 
+# A thread of a training process, as those of torch.distributed, that holds a lock.
+LOCK = """
+import threading
+import torch
+from examples.data import validation_loader
+
+lock = threading.Lock()
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), int(lock.acquire(timeout=1))
+
+if __name__ == "__main__":
+    threading.Thread(target=lock.acquire).start()
+    loader = validation_loader(Images(), batch_size=2, workers=1, device=torch.device("cpu"))
+    print([labels.tolist() for _, labels in loader])
+"""
+
 
 def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, finished, tmp_path):
     out = tmp_path / "run"
@@ -55,6 +77,19 @@ def test_only_one_process_downloads(tmp_path):
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, capture_output=True)
     assert file.read_text() == "downloaded\n"
+
+
+def test_workers_of_several_processes_do_not_wait_for_a_lock_that_a_thread_holds(tmp_path):
+    script = tmp_path / "lock.py"
+    script.write_text(LOCK)
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (result.stdout, result.stderr) == ("[[1]]\n", "")
 
 
 def test_batch_size_must_be_divisible_by_the_processes(digits, tmp_path):

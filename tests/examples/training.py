@@ -1,8 +1,11 @@
 """Small runs of `python -m examples.train` on real images: scikit-learn's handwritten digits."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -44,7 +47,7 @@ def start(*arguments: object, launcher=(), start_method: str = "", **environment
     return subprocess.Popen(
         [sys.executable, *launcher, *command, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -55,8 +58,23 @@ def start(*arguments: object, launcher=(), start_method: str = "", **environment
 def run(*arguments: object, **options) -> tuple[int, str, str]:
     """Run the command to its end; return its status, its output and its errors."""
     process = start(*arguments, **options)
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"no end after {TIMEOUT} s: {tracebacks(process)}") from None
     return process.returncode, stdout, stderr
+
+
+def tracebacks(process: subprocess.Popen) -> str:
+    """Kill the command and all its processes. Return what they print: where each of them was."""
+    import psutil
+
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGABRT)
+        time.sleep(0.1)  # so that what they print does not mix
+    process.send_signal(signal.SIGABRT)
+    return "".join(process.communicate())
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
