@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """AlexNet. With the same weights and dropout off, its logits and gradients equal torchvision's.
 
 [2012] Krizhevsky, Sutskever, Hinton. ImageNet Classification with Deep Convolutional Neural
@@ -5,13 +6,16 @@
 [2014] Krizhevsky. One weird trick for parallelizing convolutional neural networks.
        https://arxiv.org/abs/1404.5997
 
-[2012] splits the network over two GPUs. This file implements the single tower of [2014], but with
-256 filters in conv4. [2014] says 384 (page 5, footnote 1); its author's published configuration has
-256 (cuda-convnet2, layers-imagenet-1gpu.cfg). As in torchvision, there is no response normalization
-([2012], 3.3). Dropout follows fc1 and fc2 ([2012], 4.2); in torchvision it precedes them.
+What differs from [2012]:
+- One tower, as in [2014], where [2012] splits the network over two GPUs (3.5).
+- The convolutions have 64, 192, 384, 256 and 256 filters, where [2012] has 96, 256, 384, 384 and
+  256. They are those of the author's later code and of torchvision.
+- There is no response normalization (3.3).
+- Average pooling before fc1 lets the network take images of any size. At 224 x 224, it changes
+  nothing.
+- The initial weights have another variance, and all biases start at 0 (5).
+Dropout follows fc1 and fc2, as in [2012] (4.2). In torchvision, it precedes them.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -53,31 +57,38 @@ class AlexNet(nn.Module):
         self.fc3 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-        # Weights of variance 1 / fan_in, where PyTorch has 1 / (3 fan_in), and biases of 0. With a
-        # smaller variance (PyTorch's, or 0.01^2 in [2012], section 5), the initial logits hardly
-        # depend on the image. With 2 / fan_in, the loss starts far too high.
+        # Weights of variance 1 / fan_in: PyTorch's have 1 / (3 fan_in). With a smaller variance
+        # (PyTorch's, or 0.01^2 in [2012], 5), the initial logits hardly depend on the image. With
+        # 2 / fan_in, the loss starts far too high.
         with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.mul_(math.sqrt(3) if name.endswith("weight") else 0)
+            for parameter in self.parameters():
+                if parameter.dim() > 1:  # the weight of a convolution or a linear layer
+                    parameter.mul_(math.sqrt(3))
+                else:  # its bias
+                    parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W), 63 x 63 or larger, to logits (N, num_classes).
 
         The shapes below are for 224 x 224 images.
         """
-        x = self.pool(F.relu(self.conv1(x)))  # (N, 64, 27, 27)
-        x = self.pool(F.relu(self.conv2(x)))  # (N, 192, 13, 13)
+        x = F.relu(self.conv1(x))  # (N, 64, 55, 55)
+        x = self.pool(x)  # (N, 64, 27, 27)
+        x = F.relu(self.conv2(x))  # (N, 192, 27, 27)
+        x = self.pool(x)  # (N, 192, 13, 13)
         x = F.relu(self.conv3(x))  # (N, 384, 13, 13)
         x = F.relu(self.conv4(x))  # (N, 256, 13, 13)
-        x = self.pool(F.relu(self.conv5(x)))  # (N, 256, 6, 6)
-        x = F.adaptive_avg_pool2d(x, 6).flatten(1)  # (N, 9216) for any image size
-        x = self.dropout(F.relu(self.fc1(x)))  # (N, 4096), dropout as in [2012], 4.2
+        x = F.relu(self.conv5(x))  # (N, 256, 13, 13)
+        x = self.pool(x)  # (N, 256, 6, 6)
+        x = F.adaptive_avg_pool2d(x, 6)  # (N, 256, 6, 6), for any image size
+        x = torch.flatten(x, 1)  # (N, 9216)
+        x = self.dropout(F.relu(self.fc1(x)))  # (N, 4096)
         x = self.dropout(F.relu(self.fc2(x)))  # (N, 4096)
         x = self.fc3(x)  # (N, num_classes)
         return x
 
     @classmethod
-    def from_pretrained(cls) -> AlexNet:
+    def from_pretrained(cls, dropout: float = 0.5) -> "AlexNet":
         """Build the network with torchvision's official ImageNet weights.
 
         The first call downloads 244 MB to `torch.hub.get_dir()`/checkpoints, by default
@@ -90,23 +101,33 @@ class AlexNet(nn.Module):
         state_dict = torch.hub.load_state_dict_from_url(
             WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True
         )
-        return cls.from_state_dict(state_dict)
+        return cls.from_state_dict(state_dict, dropout)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> AlexNet:
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], dropout: float = 0.5) -> "AlexNet":
         """Build the network from a state_dict with this file's or torchvision's parameter names.
 
+        The numbers of classes and of input channels are those of the tensors.
+
         Raises:
-            KeyError, IndexError, RuntimeError: a tensor is missing, unexpected or of another shape.
+            RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():
             layer, dot, kind = name.rpartition(".")  # "features.0", ".", "weight"
             weights[TORCHVISION_NAMES.get(layer, layer) + dot + kind] = tensor
 
+        for name, dimensions in (("fc3.weight", 2), ("conv1.weight", 4)):
+            if name not in weights or weights[name].dim() != dimensions:
+                raise RuntimeError(
+                    f"AlexNet needs a tensor {name} with {dimensions} dimensions. The first names "
+                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "
+                    'pass the state_dict inside: torch.load(file)["state_dict"], for example.'
+                )
         model = cls(
             num_classes=weights["fc3.weight"].shape[0],
             in_channels=weights["conv1.weight"].shape[1],
+            dropout=dropout,
         )
         model.load_state_dict(weights)
         return model

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """ResNet-18. With the same weights, its logits and gradients equal torchvision's and timm's.
 
 [2015a] He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition.
@@ -7,8 +8,6 @@
 The 18-layer column of table 1 in [2015a], with projection shortcuts where the shape changes
 (option B of section 4.1). The paper's own 18-layer network pads with zeros there (option A).
 """
-
-from __future__ import annotations
 
 import argparse
 from typing import Mapping
@@ -44,18 +43,28 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, ceil(H / stride), ...)
-        out = self.bn2(self.conv2(out))  # the same shape: the residual of [2015a]
-        return F.relu(out + self.shortcut(x))  # the same shape ([2015a], equations 1 and 2)
+        out = self.bn2(self.conv2(out))  # the same shape: the residual mapping of [2015a], 3.1
+        return F.relu(out + self.shortcut(x))  # residual + x (equation 1) or + W x (equation 2)
 
 
 class ResNet18(nn.Module):
-    """A convolution, eight residual blocks and a linear layer: 11,689,512 parameters."""
+    """A convolution, eight residual blocks and a linear layer: 11,689,512 parameters.
 
-    def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
+    `cifar_stem=True` is the usual variant for 32 x 32 images: the first convolution is 3 x 3 with
+    stride 1, and there is no max pooling (github.com/kuangliu/pytorch-cifar).
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, in_channels: int = 3, cifar_stem: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        if cifar_stem:
+            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = (
+            nn.Identity() if cifar_stem else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        )
         self.layer1 = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 64))
         self.layer2 = nn.Sequential(BasicBlock(64, 128, stride=2), BasicBlock(128, 128))
         self.layer3 = nn.Sequential(BasicBlock(128, 256, stride=2), BasicBlock(256, 256))
@@ -80,12 +89,13 @@ class ResNet18(nn.Module):
         x = self.layer2(x)  # (N, 128, 28, 28)
         x = self.layer3(x)  # (N, 256, 14, 14)
         x = self.layer4(x)  # (N, 512, 7, 7)
-        x = self.avgpool(x).flatten(1)  # (N, 512)
+        x = self.avgpool(x)  # (N, 512, 1, 1)
+        x = torch.flatten(x, 1)  # (N, 512)
         x = self.fc(x)  # (N, num_classes)
         return x
 
     @classmethod
-    def from_pretrained(cls) -> ResNet18:
+    def from_pretrained(cls) -> "ResNet18":
         """Build the network with torchvision's official ImageNet weights.
 
         The first call downloads 47 MB to `torch.hub.get_dir()`/checkpoints, by default
@@ -101,20 +111,33 @@ class ResNet18(nn.Module):
         return cls.from_state_dict(state_dict)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> ResNet18:
-        """Build the network from a state_dict with the names of this file, torchvision or timm.
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> "ResNet18":
+        """Build the network from a state_dict.
+
+        The names are those of this file, torchvision, timm or kuangliu/pytorch-cifar. The numbers
+        of classes and of input channels are those of the tensors. A first convolution of 3 x 3
+        means `cifar_stem=True`: stride 1 and no max pooling.
 
         Raises:
-            KeyError, IndexError, RuntimeError: a tensor is missing, unexpected or of another shape.
+            RuntimeError: a tensor is missing, unexpected or of another shape.
         """
         weights = {}
         for name, tensor in state_dict.items():
             name = name.replace("downsample", "shortcut")  # torchvision's and timm's name
+            name = name.replace("linear", "fc")  # kuangliu/pytorch-cifar's name
             weights[name] = tensor
 
+        for name, dimensions in (("fc.weight", 2), ("conv1.weight", 4)):
+            if name not in weights or weights[name].dim() != dimensions:
+                raise RuntimeError(
+                    f"ResNet18 needs a tensor {name} with {dimensions} dimensions. The first names "
+                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "
+                    'pass the state_dict inside: torch.load(file)["state_dict"], for example.'
+                )
         model = cls(
             num_classes=weights["fc.weight"].shape[0],
             in_channels=weights["conv1.weight"].shape[1],
+            cifar_stem=weights["conv1.weight"].shape[-1] == 3,
         )
         model.load_state_dict(weights)
         return model

@@ -95,7 +95,7 @@ def test_quoted_code_is_in_the_named_file():
 
 
 def test_kernels_and_neurons_of_alexnet():
-    """The columns of [1] are those of its network with two groups, except one wrong number."""
+    """The columns of [2012] are those of its network with two groups, except one wrong number."""
     of_2012 = alexnet_of([96, 256, 384, 384, 256], groups=(1, 2, 1, 2, 2))
     layers, shapes_of_2012 = weighted_layers(of_2012), output_shapes(of_2012)
     neurons_of_2012 = [prod(shapes_of_2012[name]) for name in layers]
@@ -153,7 +153,7 @@ def test_response_normalization_of_the_page_is_the_formula_of_the_paper():
     exec(code_block("### Response normalization"), names)
     a = torch.rand(1, 12, 3, 3) * 100  # large enough for the sum to count
     squares = [(a[:, max(0, i - 2) : i + 3] ** 2).sum(1) for i in range(12)]
-    expected = a / (2 + 1e-4 * torch.stack(squares, 1)) ** 0.75  # [1], section 3.3
+    expected = a / (2 + 1e-4 * torch.stack(squares, 1)) ** 0.75  # [2012], section 3.3
     torch.testing.assert_close(names["normalize"](None, None, a), expected)
 
     images = torch.randn(1, 3, 64, 64)
@@ -167,13 +167,13 @@ def test_response_normalization_of_the_page_is_the_formula_of_the_paper():
 
 def test_table_1_of_the_resnet_paper():
     shapes = output_shapes(ResNet18())
-    for _, size, layer, output in table("Table 1 of [3] and the code"):
+    for _, size, layer, output in table("Table 1 of [2015a] and the code"):
         assert output == " × ".join(map(str, shapes[layer])), layer
         assert layer == "fc" or output.endswith(f" × {size}"), layer
 
 
 def test_multiply_adds_of_resnet18():
-    rows = table("## ResNet-18 [3]")
+    rows = table("## ResNet-18\n")
     _, multiply_adds = count(ResNet18())
     assert any(f"{multiply_adds:,.1f} million multiply-adds" in row[2] for row in rows)
     says = next(row[2] for row in rows if "in each of" in row[2])
