@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from examples.memory import reuse_memory
+from tests.official import with_hash
 from tests.oracle import MODELS, oracle
-
-reuse_memory()  # clearing pages takes a sixth of the time of the tests
 
 
 @pytest.fixture(scope="session", params=MODELS)
@@ -26,6 +26,14 @@ def expected_model(name) -> nn.Module:
 def model(name, expected_model) -> nn.Module:
     """Our network with the weights of `expected_model`, in evaluation mode."""
     return MODELS[name].from_state_dict(expected_model.state_dict()).eval()
+
+
+@pytest.fixture(scope="session")
+def published(name, expected_model, tmp_path_factory) -> Path:
+    """The weights of `expected_model`, in a file whose name carries its hash."""
+    file = tmp_path_factory.mktemp("published") / f"{name}.pth"
+    torch.save(expected_model.state_dict(), file)
+    return with_hash(file)
 
 
 @pytest.fixture(autouse=True)

@@ -13,25 +13,31 @@ MODELS = {"alexnet": AlexNet, "resnet18": ResNet18}
 
 
 def oracle(name: str, **options: object) -> nn.Module:
-    """Return torchvision's model, every parameter and statistic of it random and of a good size.
+    """Return torchvision's model with the weights of `randomize`."""
+    torch.manual_seed(0)
+    return randomize(torchvision.models.get_model(name, **options))
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Let every parameter and statistic of a network be random and of a good size.
 
     As built, batch norm does nothing and AlexNet's logits are almost the same for all images:
     that would hide mistakes.
     """
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, **options)
+    has_batch_norm = False
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1)
         if isinstance(module, nn.BatchNorm2d):
+            has_batch_norm = True
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     *_, weight, _ = model.parameters()
-    weight.data /= 50 if name == "resnet18" else 4  # else softmax is 1 for one class of any image
+    weight.data /= 50 if has_batch_norm else 4  # else softmax is 1 for one class of any image
     return model
 
 

@@ -1,50 +1,59 @@
-"""`from_state_dict` loads checkpoints of this project, torchvision and timm, and refuses others."""
+"""`from_state_dict` loads checkpoints of this project and of torchvision, and refuses others.
+
+test_cifar_stem.py loads those of kuangliu/pytorch-cifar, and tests/docs/test_peers.py timm's.
+"""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from tests.oracle import MODELS, deviation, oracle
+from alexnet import AlexNet
+from resnet18 import ResNet18
+from tests.oracle import MODELS, deviation
+
+HEADS = {"alexnet": "fc3", "resnet18": "fc"}
 
 
-@pytest.mark.parametrize("num_classes, in_channels", [(1000, 3), (7, 1)])
-@pytest.mark.parametrize("origin", ["torchvision alexnet", "torchvision resnet18", "timm resnet18"])
-def test_checkpoints_of_torchvision_timm_and_this_project_load(origin, num_classes, in_channels):
-    library, name = origin.split()
-    theirs = oracle(name, num_classes=num_classes)
-    if in_channels == 1:
-        first = theirs.features[0] if name == "alexnet" else theirs.conv1
-        first.weight = nn.Parameter(first.weight[:, :1].clone())
-        first.in_channels = 1
-    if library == "timm":
-        timm = pytest.importorskip("timm")
-        peer = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
-        peer.load_state_dict(theirs.state_dict())
-        theirs = peer
-    ours = MODELS[name].from_state_dict(theirs.state_dict())
-    again = MODELS[name].from_state_dict(ours.state_dict())
-    assert str(ours) == str(MODELS[name](num_classes, in_channels))  # dropout as in a new network
-    images = torch.randn(2, in_channels, 64, 64)
+def test_checkpoints_with_other_classes_and_channels_load(name, expected_model):
+    theirs = copy.deepcopy(expected_model)
+    first = theirs.features[0] if name == "alexnet" else theirs.conv1
+    first.weight, first.in_channels = nn.Parameter(first.weight[:, :1].clone()), 1
+    if name == "alexnet":
+        theirs.classifier[6] = nn.Linear(4096, 7)
+    else:
+        theirs.fc = nn.Linear(512, 7)
+    ours = MODELS[name].from_state_dict(theirs.state_dict()).eval()
+    again = MODELS[name].from_state_dict(ours.state_dict()).eval()
+    images = torch.randn(2, 1, 64, 64)
     with torch.inference_mode():
-        expected = theirs.eval()(images)
-        assert expected.shape == (2, num_classes)
-        assert deviation(ours.eval()(images), expected) <= 1e-5
-        assert torch.equal(again.eval()(images), ours(images))
+        expected = theirs(images)
+        assert expected.shape == (2, 7)
+        assert deviation(ours(images), expected) <= 1e-5
+        assert torch.equal(again(images), ours(images))
+
+
+def test_dropout_of_alexnet_is_what_was_asked_for():
+    weights = AlexNet().state_dict()
+    assert AlexNet.from_state_dict(weights).dropout.p == 0.5
+    assert AlexNet.from_state_dict(weights, dropout=0.25).dropout.p == 0.25
 
 
 def test_checkpoints_without_batch_counters_load():
     """Those of PyTorch before 0.4.1, torchvision's own among them."""
-    state_dict = oracle("resnet18").state_dict()
+    state_dict = ResNet18().state_dict()
+    state_dict["bn1.running_mean"] += 1
     old = {key: state_dict[key] for key in state_dict if not key.endswith("batches_tracked")}
-    model = MODELS["resnet18"].from_state_dict(old)
+    model = ResNet18.from_state_dict(old)
     assert model.bn1.num_batches_tracked == 0
     assert torch.equal(model.bn1.running_mean, state_dict["bn1.running_mean"])
 
 
-def test_network_is_float32_and_contiguous_for_any_checkpoint(name):
-    theirs = oracle(name, num_classes=5).to(torch.bfloat16).to(memory_format=torch.channels_last)
+def test_network_is_float32_and_contiguous_for_any_checkpoint(name, model):
+    theirs = copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)
     for parameter in MODELS[name].from_state_dict(theirs.state_dict()).parameters():
         assert parameter.dtype == torch.float32
         assert parameter.is_contiguous()
@@ -53,34 +62,56 @@ def test_network_is_float32_and_contiguous_for_any_checkpoint(name):
 
 def test_network_shares_no_memory_with_the_checkpoint(name, model):
     checkpoint = model.state_dict()
-    tensors = [
-        *checkpoint.values(),
-        *MODELS[name].from_state_dict(checkpoint).state_dict().values(),
-    ]
+    loaded = MODELS[name].from_state_dict(checkpoint).state_dict()
+    tensors = [*checkpoint.values(), *loaded.values()]
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        (lambda d: d.pop("conv1.weight"), "conv1.weight"),
-        (lambda d: d.pop("fc3.bias" if "fc3.bias" in d else "fc.bias"), r"fc3?\.bias"),
-        (lambda d: d.update(extra=torch.zeros(2)), '"extra"'),
-        (lambda d: d.update({"fc4.weight": torch.zeros(2)}), '"fc4.weight"'),
-        (lambda d: d.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}), "conv1.weight"),
-        (lambda d: d.update({"conv1.weight": torch.zeros(64, 4, 5, 5)}), "conv1.weight"),
-        (lambda d: d.update({"conv1.bias": [1.0]}), "conv1.bias"),
-        (lambda d: d.clear(), r"fc3?\.weight"),
-    ],
-)
+CHANGES = {
+    "without a bias": (lambda weights, head: weights.pop(f"{head}.bias"), "{head}.bias"),
+    "with another tensor": (lambda weights, _: weights.update(extra=torch.zeros(2)), "extra"),
+    "of another size": (
+        lambda weights, _: weights.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}),
+        "conv1.weight",
+    ),
+    "with a list": (lambda weights, head: weights.update({f"{head}.bias": [1.0]}), "{head}.bias"),
+}
+
+
+@pytest.mark.parametrize("change, named", CHANGES.values(), ids=CHANGES)
 def test_checkpoint_that_does_not_fit_raises_and_names_a_tensor(name, model, change, named):
     checkpoint = dict(model.state_dict())
-    change(checkpoint)
-    with pytest.raises(RuntimeError, match=named):
+    change(checkpoint, HEADS[name])
+    with pytest.raises(RuntimeError, match=named.format(head=HEADS[name])):
         MODELS[name].from_state_dict(checkpoint)
 
 
+@pytest.mark.parametrize("layer", ["head", "first layer"])
+@pytest.mark.parametrize("flat", [False, True], ids=["missing", "flat"])
+def test_checkpoint_without_head_or_first_layer_says_which_names_it_has(name, model, layer, flat):
+    checkpoint = dict(model.state_dict())
+    key = f"{HEADS[name]}.weight" if layer == "head" else "conv1.weight"
+    tensor = checkpoint.pop(key)
+    if flat:
+        checkpoint = {key: tensor.flatten(), **checkpoint}
+    with pytest.raises(RuntimeError) as error:
+        MODELS[name].from_state_dict(checkpoint)
+    assert key in str(error.value)
+    assert ", ".join(list(checkpoint)[:3]) in str(error.value)
+
+
+def test_whole_training_file_says_that_the_state_dict_is_inside(name, model):
+    file = {"state_dict": model.state_dict(), "epoch": 3, "optimizer": {"state": {0: {}}}}
+    with pytest.raises(RuntimeError, match=r'state_dict, epoch, optimizer.+\["state_dict"\]'):
+        MODELS[name].from_state_dict(file)
+
+
+def test_empty_checkpoint_says_that_nothing_is_in_it(name):
+    with pytest.raises(RuntimeError, match="none"):
+        MODELS[name].from_state_dict({})
+
+
 def test_checkpoint_of_the_other_network_raises_and_names_a_tensor(name, model):
-    other = next(MODELS[other] for other in MODELS if other != name)
-    with pytest.raises(RuntimeError, match=r"fc3?\.weight"):
-        other.from_state_dict(model.state_dict())
+    (other,) = MODELS.keys() - {name}
+    with pytest.raises(RuntimeError, match=rf"{HEADS[other]}\.weight"):
+        MODELS[other].from_state_dict(model.state_dict())

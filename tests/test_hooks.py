@@ -61,16 +61,12 @@ def test_every_module_returns_what_torchvisions_counterpart_returns(name, model,
     images = torch.randn(2, 3, 64, 64)
     outputs = outputs_of_modules(model, images)
     expected = outputs_of_modules(expected_model, images)
+    without = {key for key in outputs if key not in COUNTERPARTS[name]}
+    assert all(key == "dropout" or key.endswith("shortcut") for key in without)
     for key, counterparts in COUNTERPARTS[name].items():
         assert len(outputs[key]) == len(counterparts), key
         for output, counterpart in zip(outputs[key], counterparts):
             assert deviation(output, *expected[counterpart]) <= 1e-5, (key, counterpart)
-
-
-def test_every_module_but_dropout_and_the_identity_has_a_counterpart(name, model):
-    without = {key for key, _ in model.named_modules()} - COUNTERPARTS[name].keys()
-    identities = {f"layer{index}.1.shortcut" for index in (1, 2, 3, 4)} | {"layer1.0.shortcut"}
-    assert without == ({"dropout"} if name == "alexnet" else identities)
 
 
 def test_backward_hooks_on_every_module_get_the_gradients(model):
