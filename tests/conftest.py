@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from tests.official import with_hash
 from tests.oracle import MODELS, oracle
 
 
@@ -28,12 +25,11 @@ def model(name, expected_model) -> nn.Module:
     return MODELS[name].from_state_dict(expected_model.state_dict()).eval()
 
 
-@pytest.fixture(scope="session")
-def published(name, expected_model, tmp_path_factory) -> Path:
-    """The weights of `expected_model`, in a file whose name carries its hash."""
-    file = tmp_path_factory.mktemp("published") / f"{name}.pth"
-    torch.save(expected_model.state_dict(), file)
-    return with_hash(file)
+@pytest.fixture
+def empty(name) -> nn.Module:
+    """A new network without memory or numbers: it has shapes only."""
+    with torch.device("meta"):
+        return MODELS[name]().eval()
 
 
 @pytest.fixture(autouse=True)

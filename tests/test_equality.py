@@ -25,19 +25,19 @@ def test_logits_equal_torchvisions_for_images_of_any_size(name, model, expected_
 
 def test_a_training_step_equals_torchvisions(model, expected_model):
     """The loss, every gradient and the batch-norm statistics, with dropout at 0."""
-    ours, theirs = (copy.deepcopy(m).double().train() for m in (model, expected_model))
+    ours, theirs = (copy.deepcopy(m).train() for m in (model, expected_model))
     for module in (*ours.modules(), *theirs.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0
-    images = torch.randn(4, 3, 96, 96, dtype=torch.float64)
+    images = torch.randn(4, 3, 96, 96)
     labels = torch.tensor([3, 1, 4, 1])
     loss, expected_loss = (F.cross_entropy(m(images), labels) for m in (ours, theirs))
     loss.backward()
     expected_loss.backward()
 
-    assert deviation(loss, expected_loss) <= 1e-12
+    assert deviation(loss, expected_loss) <= 1e-5
     for (key, parameter), expected in zip(ours.named_parameters(), theirs.parameters()):
         assert parameter.grad.abs().max() > 0, key
-        assert deviation(parameter.grad, expected.grad) <= 1e-10, key
+        assert deviation(parameter.grad, expected.grad) <= 1e-4, key
     for (key, buffer), expected in zip(ours.named_buffers(), theirs.buffers()):
-        assert deviation(buffer, expected) <= 1e-12, key
+        assert deviation(buffer, expected) <= 1e-5, key

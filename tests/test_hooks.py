@@ -70,8 +70,8 @@ def test_every_module_returns_what_torchvisions_counterpart_returns(name, model,
 
 
 def test_backward_hooks_on_every_module_get_the_gradients(model):
-    model, outputs, captured = copy.deepcopy(model).double(), [], {}
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model, outputs, captured = copy.deepcopy(model), [], {}
+    images = torch.randn(2, 3, 64, 64)
 
     def keep_output(key):
         return lambda module, args, output: outputs.append((key, output))
@@ -94,4 +94,4 @@ def test_backward_hooks_on_every_module_get_the_gradients(model):
         if key.endswith("shortcut"):  # where it is the identity, its output has other uses too
             gradient = captured[key.replace("shortcut", "bn2")][0]  # they meet in a sum
         # The backward pass meets the calls of a module in reverse order.
-        assert deviation(gradients[key].pop(), gradient) <= 1e-9, key
+        assert deviation(gradients[key].pop(), gradient) <= 1e-5, key

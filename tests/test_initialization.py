@@ -20,8 +20,14 @@ def test_resnet18_starts_with_the_weights_of_torchvision_for_the_same_seed():
         assert torch.equal(tensor, theirs[name.replace("shortcut", "downsample")]), name
 
 
-def test_alexnet_starts_with_variance_one_over_fan_in_and_biases_of_zero():
-    for name, parameter in AlexNet().named_parameters():
+@pytest.fixture(scope="module")
+def alexnet() -> AlexNet:
+    torch.manual_seed(0)
+    return AlexNet(dropout=0.25)
+
+
+def test_alexnet_starts_with_variance_one_over_fan_in_and_biases_of_zero(alexnet):
+    for name, parameter in alexnet.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any()
         else:
@@ -29,8 +35,8 @@ def test_alexnet_starts_with_variance_one_over_fan_in_and_biases_of_zero():
             assert parameter.std().item() == pytest.approx(fan_in**-0.5, rel=0.03), name
 
 
-def test_alexnet_drops_out_after_fc1_and_fc2_in_training_only():
-    model, captured = AlexNet(num_classes=2, dropout=0.25), []
+def test_alexnet_drops_out_after_fc1_and_fc2_in_training_only(alexnet):
+    model, captured = alexnet.train(), []
     model.dropout.register_forward_hook(lambda _, args, output: captured.append((args[0], output)))
     model.fc1.register_forward_hook(lambda _, __, output: captured.append(output))
     model.fc2.register_forward_hook(lambda _, __, output: captured.append(output))

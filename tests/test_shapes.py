@@ -42,17 +42,18 @@ def test_any_batch_size(model, batch_size):
 
 
 def test_any_number_of_classes_and_input_channels(name):
-    model = MODELS[name](2, 4)
-    assert model(torch.randn(3, 4, 64, 64)).shape == (3, 2)
+    with torch.device("meta"):
+        assert MODELS[name](2, 4)(torch.randn(3, 4, 64, 64)).shape == (3, 2)
 
 
 def test_a_cifar_stem_keeps_small_images_large():
-    model, shapes = ResNet18(10, cifar_stem=True), {}
+    with torch.device("meta"):
+        model, shapes = ResNet18(10, cifar_stem=True), {}
     for layer, module in model.named_children():
         module.register_forward_hook(
             lambda module, args, output, layer=layer: shapes.update({layer: tuple(output.shape)})
         )
-    model(torch.randn(2, 3, 32, 32))
+    model(torch.empty(2, 3, 32, 32, device="meta"))
     assert shapes["maxpool"] == (2, 64, 32, 32)
     assert shapes["layer4"] == (2, 512, 4, 4)
     assert shapes["fc"] == (2, 10)
