@@ -23,8 +23,8 @@ print("torch", torch.__version__, "torchvision", torchvision.__version__)
 print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version())'
 [ ${#failed[@]} -eq 0 ] || exit 1 # without a GPU, the rest would take hours
 
-step tests "$python" -m pytest -m "" -p no:cacheprovider --durations=10 \
-    tests/test_gpu.py tests/test_precision.py tests/test_scripts.py
+step tests "$python" -m pytest -p no:cacheprovider --durations=10 \
+    tests/examples/test_gpu.py tests/test_precision.py tests/test_scripts.py
 step benchmark "$python" -m examples.benchmark --out "$out/benchmark"
 
 for model in resnet18 alexnet; do

@@ -20,13 +20,12 @@ LAST_FEATURES = {"alexnet": "conv5", "resnet18": "layer4"}
 
 @pytest.fixture
 def expect_the_same(model):
-    """Return a function that compares a network with ours, at sizes that it was not traced with."""
+    """Return a function that compares a network with ours, at a size that no trace has seen."""
 
     def compare(network: nn.Module) -> None:
-        for height, width in ((64, 64), (80, 100)):
-            images = torch.randn(2, 3, height, width)
-            with torch.no_grad():
-                assert deviation(network(images), model(images)) <= 1e-5
+        images = torch.randn(2, 3, 64, 80)
+        with torch.no_grad():
+            assert deviation(network(images), model(images)) <= 1e-5
 
     return compare
 
@@ -34,9 +33,10 @@ def expect_the_same(model):
 def test_one_graph_is_compiled_for_batches_of_2_to_15(model):
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
     for batch_size in (4, 2, 15):  # PyTorch itself compiles anew for 1 and above 15
         images = torch.randn(batch_size, 3, 64, 64)
+        torch._dynamo.mark_dynamic(images, 0)
         with torch.no_grad():
             assert deviation(compiled(images), model(images)) <= 1e-5
     assert counter.frame_count == 1
@@ -50,11 +50,13 @@ TRACES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")
 @pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
 def test_traced_or_scripted_network_computes_the_same(model, trace, expect_the_same):
     expect_the_same(trace(model))
 
 
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")
 def test_network_fused_by_fx_can_be_scripted(model, expect_the_same):
     fused = fuse(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
@@ -85,6 +87,7 @@ def test_network_can_be_pickled(empty, model, trace, expect_the_same):
     expect_the_same(again)
 
 
+@pytest.mark.filterwarnings("ignore:Was not able to save", "ignore:You are using `torch.load`")
 def test_code_that_fx_writes_to_a_folder_can_be_imported(
     name, empty, model, expect_the_same, tmp_path, monkeypatch
 ):

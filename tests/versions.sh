@@ -11,9 +11,9 @@ check() { # an interpreter and what to install
     "$environment/bin/python" -m pip install --quiet "${@:2}"
     "$environment/bin/python" -c 'import platform, torch, torchvision
 print("Python", platform.python_version(), "torch", torch.__version__, "torchvision", torchvision.__version__)'
-    "$environment/bin/python" -m pytest -q -m 'not slow' -p no:cacheprovider --ignore tests/examples
+    "$environment/bin/python" -m pytest -q -p no:cacheprovider
 }
 
 # shellcheck disable=SC2046  # a requirement is one word
 check "${OLDEST:-python3.8}" $(sed 's/>=/==/' requirements.txt) pytest
-check "${NEWEST:-python3.13}" --upgrade -r requirements.txt -r tests/requirements.txt
+check "${NEWEST:-python3.13}" --upgrade -r requirements.txt pytest

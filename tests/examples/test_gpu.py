@@ -14,28 +14,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn import datasets
 
-for package in ("tyro", "pandas", "tabulate", "matplotlib", "tqdm"):
-    pytest.importorskip(package)
-datasets = pytest.importorskip("sklearn.datasets")
+from examples import engines, predict, train
+from tests.examples.command import call
+from tests.oracle import MODELS, deviation
 
-import pandas as pd  # noqa: E402
-
-from examples import engines, predict, train  # noqa: E402
-from tests.examples.command import call  # noqa: E402
-from tests.oracle import deviation  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPOCHS = 6
 TIMEOUT = 240  # seconds after which a process that does not end has failed
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +91,6 @@ def test_training_on_a_gpu_continues_after_sigkill(precision, digits, tmp_path):
         assert list(resumed[metric]) == pytest.approx(list(expected[metric]), rel=0.2, abs=0.05)
 
 
-def test_torchrun_with_one_process_trains_on_a_gpu(digits, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone")
-    finish(start(digits, tmp_path / "run", launcher=torchrun))
-    assert (tmp_path / "run" / "model.pt").exists()
-
-
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
 def test_two_processes_train_on_two_gpus(digits, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
@@ -139,6 +126,16 @@ def test_probabilities_are_the_same_on_the_gpu_and_the_cpu(precision, trained, d
 
     expected = probabilities("cpu", "float32")
     assert (probabilities("cuda", precision) - expected).abs().max() <= 0.05
+
+
+def test_model_moves_to_cuda_and_back(name, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # it rounds: 5e-3 off
+    images, moved = torch.randn(4, 3, 64, 64), copy.deepcopy(model).cuda()
+    assert deviation(moved(images.cuda()).cpu(), model(images)) <= 1e-4
+    torch.save(moved.state_dict(), tmp_path / "cuda.pth")
+    weights = torch.load(tmp_path / "cuda.pth", map_location="cpu", weights_only=True)
+    for other in (moved.cpu(), MODELS[name].from_state_dict(weights).eval()):
+        assert torch.equal(other(images), model(images))
 
 
 def test_a_compiled_network_keeps_its_earlier_logits_on_a_gpu(model):
