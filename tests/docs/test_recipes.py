@@ -9,7 +9,6 @@ import math
 import operator
 import re
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +19,10 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from tests.docs.pages import DOCS, ROOT, read
 from tests.oracle import MODELS, deviation
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = read(DOCS / "recipes.md")
 SECTIONS = {section.split("\n", 1)[0]: section for section in PAGE.split("\n### ")[1:]}
 
 
