@@ -20,6 +20,7 @@ from tests.official import let_be_official, publish
 from tests.oracle import MODELS
 
 README = read(ROOT / "README.md")
+NUMBER = r"(?<![\d.])\d+(?:\.\d+)?"
 HEADINGS = {"alexnet": "### AlexNet\n", "resnet18": "### ResNet-18\n"}
 
 
@@ -95,9 +96,11 @@ def test_other_results_are_those_of_the_page_that_their_row_links_to():
     for row in rows:
         page = read(ROOT / re.search(r"\]\((docs/\w+\.md)", row[-1])[1])
         lines = [line for line in page.splitlines() if line.startswith("|")]
-        numbers = {n for line in lines for n in re.findall(r"(?<![\d.,])\d[\d.,]*\d|\d", line)}
+        numbers = [n for line in lines for n in re.findall(NUMBER, line)]
         for cell in row[1:3]:
-            assert set(re.findall(r"\d[\d.,]*\d|\d", cell)) <= numbers, (row[0], cell)
+            for number in re.findall(NUMBER, cell):
+                digits = len(number.partition(".")[2])
+                assert number in {f"{float(n):.{digits}f}" for n in numbers}, (row[0], cell)
 
 
 # The networks
