@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.docs import pages
+from tests.docs.pages import DOCS, ROOT
 from tests.oracle import MODELS, deviation, oracle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+PAGE = pages.read(DOCS / "deploy.md")
 FILES = {
     "LiteRT": "{}.tflite",
     "ExecuTorch": "{}.pte",
@@ -54,7 +55,7 @@ def blocks(heading: str, name: str, language: str = "python") -> list[str]:
     """Return the blocks of code in a section of the page, for the network `name`."""
     pattern = rf"^##+ {re.escape(heading)}\n(.*?)(?=^## |^### |\Z)"
     (section,) = re.findall(pattern, PAGE, re.M | re.S)
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S)
+    found = pages.blocks(section, language)
     if name == "alexnet":
         found = [block.replace("resnet18", "alexnet") for block in found]
         found = [block.replace("ResNet18", "AlexNet") for block in found]

@@ -24,9 +24,9 @@ environment others coremltools==9.0 executorch==1.5.1 MNN==3.6.1 ncnn==1.0.20261
 npm install --silent --prefix "$folder" onnxruntime-web@1.30.0
 export NODE_PATH="$folder/node_modules"
 
-PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$folder/litert/bin/python" -m pytest -q -m "" -p no:cacheprovider \
-    tests/docs/test_deploy.py -k litert
-"$folder/others/bin/python" -m pytest -q -m '' -p no:cacheprovider tests/docs/test_deploy.py -k 'not litert'
+PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$folder/litert/bin/python" -m pytest -q -p no:cacheprovider \
+    tests/deploy_recipes.py -k litert
+"$folder/others/bin/python" -m pytest -q -p no:cacheprovider tests/deploy_recipes.py -k 'not litert'
 
 "$folder/litert/bin/python" -m tests.deploy convert LiteRT
 for engine in ExecuTorch ncnn MNN OpenCV Browser; do

@@ -11,17 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-for package in ("tyro", "pandas", "matplotlib", "tqdm"):
-    pytest.importorskip(package)
+from tests.docs.pages import DOCS, ROOT, blocks, read
+from tests.examples.training import VAL, write_digits
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+PAGE = read(DOCS / "speed.md")
 ANSWER, REST = PAGE.split("\n## ", 1)
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.S)
 FIGURES = r"\d+\.\d\d / \d+\.\d\d / \d+\.\d\d"
-TRAIN, VAL = 28, 11  # images of a class
 
 
 # Figures and links
@@ -47,18 +43,17 @@ def test_every_function_of_the_alternatives_is_one_of_engines():
     assert [name for name in functions if not hasattr(engines, name)] == []
 
 
-def test_every_link_within_the_page_leads_to_a_heading():
-    headings = re.findall(r"^#+ (.+)", re.sub(r"```.*?```", "", PAGE, flags=re.S), re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert [link for link in re.findall(r"\]\(#([^)]*)\)", PAGE) if link not in anchors] == []
-
-
 # Commands and code
 
 
 def block(words: str) -> str:
     """Return the only block of code with these words, without the lines that install packages."""
-    (found,) = [content for _, content in BLOCKS if words in content]
+    (found,) = [
+        content
+        for language in ("bash", "python")
+        for content in blocks(PAGE, language)
+        if words in content
+    ]
     return "".join(line for line in found.splitlines(True) if not line.startswith("pip install"))
 
 
@@ -81,17 +76,11 @@ def run(code: str, folder: Path, *, options: str = "") -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with handwritten digits in DATA, a network trained on them, and the photo."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    folder, data = tmp_path_factory.mktemp("speed"), datasets.load_digits()
-    for digit in (0, 1, 3):
-        for index, pixels in enumerate(data.images[data.target == digit][: TRAIN + VAL]):
-            part = "train" if index < TRAIN else "val"
-            path = folder / "DATA" / part / str(digit) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((pixels * 15).astype("uint8")).resize((64, 64)).save(path)
+    folder = tmp_path_factory.mktemp("speed")
+    write_digits(folder / "DATA", "013")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "cat.jpg", folder / "docs")
-    small = "--image-size 64 --batch-size 8 --epochs 3 --device cpu"
+    small = "--image-size 64 --batch-size 8 --epochs 1 --workers 0 --device cpu"
     run(f"python -m examples.train DATA --out runs/first {small}", folder)
     return folder
 
@@ -104,7 +93,6 @@ def printed(folder) -> str:
     return run(block("examples.export"), folder)
 
 
-@pytest.mark.extended
 def test_the_two_commands_at_the_top_export_and_classify(printed, folder):
     assert {"resnet18.xml", "resnet18.bin"} <= {
         path.name for path in (folder / "runs" / "fast").iterdir()
@@ -113,7 +101,6 @@ def test_the_two_commands_at_the_top_export_and_classify(printed, folder):
     assert re.search(r"\d+\.\d\d%  [013]\n", printed)
 
 
-@pytest.mark.extended
 def test_the_accuracy_of_the_exported_network_is_counted(printed, folder):
     shown = run(block("--evaluate"), folder)
     assert f"{3 * VAL} images" in shown
@@ -125,7 +112,6 @@ def service() -> str:
     return block("openvino.Core()")
 
 
-@pytest.mark.extended
 def test_the_service_answers_as_the_command_does_without_pytorch(service, printed, folder):
     no_torch = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
     answer = subprocess.check_output([sys.executable, "-c", no_torch + service], cwd=folder)
@@ -136,7 +122,6 @@ def test_the_service_answers_as_the_command_does_without_pytorch(service, printe
     assert answer.decode().split() == [prediction["class"]]
 
 
-@pytest.mark.extended
 def test_the_service_takes_an_onnx_file_with_the_lines_that_the_page_replaces(service, folder):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -151,30 +136,3 @@ def test_the_service_takes_an_onnx_file_with_the_lines_that_the_page_replaces(se
     )
     (prediction,) = json.loads(run(command, folder))["predictions"]
     assert answer.decode().split() == [prediction["class"]]
-
-
-def test_the_instructions_of_the_processor_are_named(tmp_path):
-    assert set(run(block("get_capabilities"), tmp_path).split()) <= {"VNNI", "AMX"}
-
-
-@pytest.mark.slow
-def test_a_network_is_compiled_in_bfloat16(tmp_path):
-    code = block("in_bfloat16(compiled(") + "\nprint(tuple(logits.shape))"
-    (tmp_path / "code.py").write_text(code)
-    assert run("python code.py", tmp_path) == "(4, 1000)\n"
-
-
-@pytest.mark.slow
-def test_the_benchmark_writes_its_table(tmp_path):
-    pytest.importorskip("tabulate")
-    small = " --model resnet18 --precision int8 --image-size 64 --batch-size 1 --seconds 0"
-    shown = run(block("examples.benchmark"), tmp_path, options=small)
-    assert shown == (tmp_path / "runs" / "speed" / "table.md").read_text(encoding="utf-8")
-
-
-def test_no_block_of_the_page_is_left_out_here():
-    tests = Path(__file__).read_text(encoding="utf-8")
-    words = re.findall(r'block\("([^"]+)"\)', tests)
-    assert len(words) == len(BLOCKS)
-    for _, content in BLOCKS:
-        assert sum(word in content for word in words) == 1
