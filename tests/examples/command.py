@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,13 +19,19 @@ def call(main: Callable[[list[str]], None], *arguments: object) -> Result:
     """Return what the command printed and the status it ended with."""
     stdout, stderr = io.StringIO(), io.StringIO()
     status = 0
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # which examples.train replaces
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # with a text, Python prints it and the status is 1
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise stop.__context__ from None  # Ctrl-C stops the tests
+            # With a text, Python prints it and the status is 1.
             if isinstance(stop.code, str):
                 print(stop.code, file=stderr)
             status = 1 if isinstance(stop.code, str) else stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
     return Result(status, stdout.getvalue(), stderr.getvalue())
 
 

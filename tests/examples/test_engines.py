@@ -17,8 +17,7 @@ for package in ("tyro", "pandas", "matplotlib"):
 
 from examples import engines  # noqa: E402
 from examples.benchmark import TOLERANCES, deviation, load_images  # noqa: E402
-from resnet18 import BasicBlock  # noqa: E402
-from tests.oracle import MODELS  # noqa: E402
+from resnet18 import BasicBlock, ResNet18  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +52,12 @@ def expect_logits(network, images):
         expected = network(images)
         for some in (images, images[:1]):
             logits = fast(some).float()
-            assert deviation(logits, expected[: len(some)]) < TOLERANCES[precision]
+            error = deviation(logits, expected[: len(some)])
+            assert error < TOLERANCES[precision]
+            if precision == "bfloat16" and engines.has_bfloat16():
+                assert error > 1e-3  # rounded: it is not float32 under another name
 
     return expect
-
-
-def test_channels_last(network, expect_logits):
-    fast = engines.channels_last(copy.deepcopy(network))
-    expect_logits(fast, "float32")
 
 
 def test_bfloat16(network, expect_logits):
@@ -74,27 +71,20 @@ def test_int8_of_pytorch(network, images, expect_logits):
     expect_logits(quantized, "int8")
 
 
-@pytest.mark.slow
 def test_compiled(network, expect_logits):
     fast = engines.compiled(copy.deepcopy(network))
     expect_logits(fast, "float32")
 
 
-@pytest.mark.slow
 def test_compiled_int8(network, images, expect_logits):
     pytest.importorskip("torchao")
     fast = engines.compiled_int8(network, images)
     expect_logits(fast, "int8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_compiled_file_runs_in_another_process_without_a_compiler(
-    precision, network, images, tmp_path
-):
+def test_a_compiled_file_runs_in_another_process_without_a_compiler(network, images, tmp_path):
     pytest.importorskip("torchao")
-    network = copy.deepcopy(network)
-    quantized = network if precision == "float32" else engines.to_int8(network, images)
+    quantized = engines.to_int8(network, images)
     engines.compile_to_file(quantized, images, tmp_path / "network.pt2")
     torch.save(images, tmp_path / "images.pt")
     code = """if True:
@@ -106,17 +96,17 @@ def test_a_compiled_file_runs_in_another_process_without_a_compiler(
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     with torch.no_grad():
         logits = torch.load(tmp_path / "logits.pt")
-        assert deviation(logits, network(images)) < TOLERANCES[precision]
+        assert deviation(logits, network(images)) < TOLERANCES["int8"]
 
 
 @pytest.fixture(scope="module")
-def digits(name) -> tuple[nn.Module, Tensor, Tensor]:
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A network trained on handwritten digits, images to calibrate it with, and other images."""
     pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
     images = F.interpolate(images, size=64, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     torch.manual_seed(0)
-    model = MODELS[name](num_classes=10)
+    model = ResNet18(num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for batch in torch.randperm(1200).repeat(4).split(64):
         optimizer.zero_grad()
@@ -125,7 +115,6 @@ def digits(name) -> tuple[nn.Module, Tensor, Tensor]:
     return model.eval(), images[:128], images[1200:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["PyTorch", "OpenVINO", "ONNX Runtime"])
 def test_int8_agrees_on_images_that_it_was_not_calibrated_on(engine, digits, tmp_path):
     needed = {"PyTorch": "torchao", "OpenVINO": "nncf", "ONNX Runtime": "onnxscript"}

@@ -121,11 +121,9 @@ def file_name(format: str) -> str:
 
 @formats
 def test_float32_logits_class_names_and_image_size_are_those_of_the_weights(
-    format, network, images, weights, tmp_path
+    format, network, images, fast
 ):
-    result = call(export.main, "--weights", weights, "--format", format, "--out", tmp_path / "fast")
-    assert (result.status, result.stderr) == (0, "")
-    exported = load_exported(tmp_path / "fast" / file_name(format))
+    exported = load_exported(fast / file_name(format))
     assert exported.name == "resnet18"
     assert exported.classes == list(PHOTOS)
     assert exported.classes_known
@@ -136,9 +134,8 @@ def test_float32_logits_class_names_and_image_size_are_those_of_the_weights(
 
 
 @formats
-def test_any_batch_size_is_taken_but_only_the_image_size_of_the_file(format, weights, tmp_path):
-    call(export.main, "--weights", weights, "--format", format, "--out", tmp_path)
-    network = load_exported(tmp_path / file_name(format)).network
+def test_any_batch_size_is_taken_but_only_the_image_size_of_the_file(format, fast):
+    network = load_exported(fast / file_name(format)).network
     for batch_size in (1, 7, 2):
         images = torch.zeros(batch_size, 3, SIZE, SIZE, dtype=torch.uint8)
         assert network(images).shape == (batch_size, 2)
@@ -202,9 +199,16 @@ def another_network(monkeypatch):
 
 
 @needs_nncf
-@pytest.mark.parametrize("fault", [swap_channels, forget_normalization, another_network])
-@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
-@formats
+@pytest.mark.parametrize(
+    "format, int8, fault",
+    [
+        ("openvino", False, swap_channels),
+        ("openvino", False, forget_normalization),
+        ("openvino", False, another_network),
+        ("openvino", True, swap_channels),
+        ("onnx", True, swap_channels),
+    ],
+)
 def test_a_wrong_file_is_refused_and_does_not_stay(
     format, int8, fault, weights, photos, tmp_path, monkeypatch
 ):
@@ -216,6 +220,16 @@ def test_a_wrong_file_is_refused_and_does_not_stay(
     assert "the exported network is wrong" in refusal(export.main, *options)
     assert [path.name for path in tmp_path.iterdir()] == [file_name(format)]
     assert (tmp_path / file_name(format)).read_text() == "an earlier export"
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(weights, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "load_exported", interrupt)  # the file is written, not checked
+    with pytest.raises(SystemExit, match="interrupted"):
+        export.main(["--weights", str(weights), "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_to_calibrate_with_are_chosen_by_the_seed(photos, monkeypatch):
@@ -272,9 +286,7 @@ def test_mistakes_are_one_line(weights, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
 
 
-@pytest.mark.extended
-@formats
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, format", [("alexnet", "openvino"), ("resnet18", "onnx")])
 def test_official_weights_are_the_default(name, format, official_weights, tmp_path):
     result = call(export.main, "--model", name, "--format", format, "--out", tmp_path)
     assert result.status == 0, result
@@ -294,7 +306,8 @@ def fast(weights, tmp_path_factory) -> Path:
     """A folder with the exported network in both formats."""
     folder = tmp_path_factory.mktemp("fast")
     for format in ("openvino", "onnx"):
-        call(export.main, "--weights", weights, "--format", format, "--out", folder)
+        result = call(export.main, "--weights", weights, "--format", format, "--out", folder)
+        assert (result.status, result.stderr) == (0, "")
     return folder
 
 
@@ -385,7 +398,6 @@ def test_predict_answers_as_with_weights(name, fast, weights):
     assert len(exported) == 2
     for answer, expected in zip(exported, with_weights, strict=True):
         assert answer == pytest.approx(expected, abs=1e-4)
-    assert "damaged" not in refusal(predict.main, "nowhere.jpg", "--weights", fast / name)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +442,7 @@ def test_an_exported_network_is_not_trained_nor_used_at_another_size(fast, data,
     assert not (tmp_path / "run").exists()
 
 
-def test_other_classes_are_refused(fast, photos):
-    (photos / "val").symlink_to(photos / "train")
-    reason = refusal(train.main, photos, "--weights", fast / "resnet18.xml", "--evaluate")
+def test_other_classes_are_refused(fast, photos, tmp_path):
+    (tmp_path / "val").symlink_to(photos / "train")
+    reason = refusal(train.main, tmp_path, "--weights", fast / "resnet18.xml", "--evaluate")
     assert "the classes of the weights differ" in reason

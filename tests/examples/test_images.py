@@ -1,7 +1,6 @@
 """Which files are images, and that their pixels are what a person sees."""
 
 import io
-import multiprocessing
 import os
 import pickle
 import struct
@@ -14,7 +13,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image, PngImagePlugin
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 cbook = pytest.importorskip("matplotlib.cbook")
@@ -134,13 +132,6 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
     assert "unknown scale" in refusal(tmp_path / "gray.tif")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
-def test_other_modes_become_rgb(mode, tmp_path):
-    image = Image.fromarray(np.stack([GRAY, GRAY.T, GRAY[::-1]], axis=2)).convert(mode)
-    image.save(tmp_path / "picture.tif")
-    np.testing.assert_array_equal(pixels(tmp_path / "picture.tif"), image.convert("RGB"))
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_over_white(mode, tmp_path):
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))  # black
@@ -186,7 +177,10 @@ def test_text_and_profile_of_a_png_are_not_pixels(kind, is_after_pixels, tmp_pat
     elif kind != "checksum":
         size = 70_000_000 if kind == "text" else 2_000_000  # more than Pillow allows
         content = zlib.compress(bytes(size)) if kind == "compressed text" else bytes(size)
-        text.add(b"zTXt" if kind == "compressed text" else b"tEXt", b"k\0" * 2 + content)
+        text.add(
+            b"zTXt" if kind == "compressed text" else b"tEXt",
+            b"k\0" + (b"\0" if kind == "compressed text" else b"") + content,
+        )
     else:
         text.add_text("key", "value")
     file = io.BytesIO()
@@ -202,7 +196,7 @@ def test_text_and_profile_of_a_png_are_not_pixels(kind, is_after_pixels, tmp_pat
     np.testing.assert_array_equal(pixels(tmp_path / "picture.png")[..., 0], GRAY)
 
 
-def test_wrong_checksums_of_pixels_are_refused(tmp_path):
+def test_a_header_with_a_wrong_checksum_is_refused(tmp_path):
     Image.fromarray(GRAY).save(tmp_path / "picture.png")
     data = (tmp_path / "picture.png").read_bytes()
     (tmp_path / "picture.png").write_bytes(data.replace(b"\x10\x00\x00\x00\x10", b"\x10\0\0\0\x0f"))
@@ -324,17 +318,6 @@ def test_validation_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_
     crop = read_image(tmp_path / "photo.png", val_transform(224), 224)
     official = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     assert torch.equal(crop, official(v2.functional.pil_to_tensor(photograph)))
-
-
-def test_training_crops_are_exactly_torchvisions_for_a_tensor(photograph, tmp_path):
-    photograph.save(tmp_path / "photo.png")
-    tensor = v2.functional.pil_to_tensor(photograph)
-    official = v2.Compose([v2.RandomResizedCrop(64, scale=(0.5, 1)), v2.RandomHorizontalFlip()])
-    for seed in range(5):
-        torch.manual_seed(seed)
-        crop = read_image(tmp_path / "photo.png", train_transform(64), 64)
-        torch.manual_seed(seed)
-        assert torch.equal(crop, official(tensor))
 
 
 @pytest.mark.parametrize("kind", [Image.Image, torch.Tensor])
@@ -487,14 +470,6 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     assert (image.shape, image.dtype, label) == ((3, 24, 24), torch.uint8, 1)
 
 
-def test_a_data_set_is_one_of_torchvisions(tmp_path):
-    write_images(tmp_path, "dog/1.png", "cat/2.png")
-    data = LabeledImages(tmp_path, val_transform, 24)
-    assert isinstance(data, torchvision.datasets.ImageFolder)
-    assert data.class_to_idx == {"cat": 0, "dog": 1}
-    assert data.targets == [0, 1]
-
-
 def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
     write_images(tmp_path, "cat/1.png")
     (tmp_path / "cat" / "2.png").write_text("no image")
@@ -502,24 +477,6 @@ def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
     assert isinstance(error, ImageError)
     assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: ")
     assert label == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_the_error_of_a_damaged_image_is_one_line_from_a_worker_of_every_kind(method, tmp_path):
-    write_images(tmp_path, "cat/1.png")
-    (tmp_path / "cat" / "2.png").write_text("no image")
-    loader = DataLoader(
-        LabeledImages(tmp_path, val_transform, 24),
-        batch_size=2,
-        collate_fn=list,
-        num_workers=1,
-        multiprocessing_context=method,
-    )
-    ((_, (error, _)),) = loader
-    assert isinstance(error, ImageError)
-    assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: not an image")
-    assert "\n" not in str(error)
 
 
 def test_a_class_without_images_is_refused_by_name(tmp_path):

@@ -74,8 +74,11 @@ def test_worker_prints_nothing_when_ctrl_c_comes_while_it_hands_over_a_batch():
     assert (result.stdout, result.stderr) == ("20\n", "")
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
-@pytest.mark.parametrize("to_all", [False, True], ids=["to the command", "to its workers too"])
+@pytest.mark.parametrize(
+    "start_method, to_all",
+    [("fork", False), ("forkserver", True)],
+    ids=["to the command", "to its workers too"],
+)
 def test_sigterm_ends_a_run_in_one_line_and_keeps_the_last_finished_epoch(
     start_method, to_all, digits, tmp_path
 ):

@@ -266,7 +266,6 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures memory as Unix systems do")
 def test_large_pictures_are_not_all_decoded_at_once(weights, tmp_path):
     """One of 49 megapixels takes 0.5 GB while it is read."""

@@ -69,6 +69,9 @@ def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, 
     assert result.stdout.startswith(f"top-1 {best.val_top1:.3f}%")
     assert f"loss {best.val_loss:.3f}: 33 images" in result.stdout
 
+    given = digits, "--weights", out / "model.pt", "--evaluate"
+    assert run(*given, launcher=TORCHRUN)[:2] == (0, result.stdout)
+
 
 def test_only_one_process_downloads(tmp_path):
     script, file = tmp_path / "download.py", tmp_path / "file"

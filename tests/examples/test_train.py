@@ -1,5 +1,6 @@
 """What `python -m examples.train` promises, on real images: scikit-learn's handwritten digits."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,19 @@ from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
 
 
+def optimizer_group(out: Path) -> dict:
+    """Return what the optimizer's last step used."""
+    return read_checkpoint(out / "last.ckpt")["optimizer"]["param_groups"][0]
+
+
+def one_step(data: Path, out: Path, *more: object) -> dict:
+    """Train for one step on all images; return what last.ckpt holds."""
+    small = "--batch-size", 84, "--epochs", 1, "--workers", 0
+    result = call(main, *arguments(data, out, *small, *more))
+    assert result.status == 0, result
+    return read_checkpoint(out / "last.ckpt")
+
+
 def test_first_line_says_what_is_trained_on_what(finished):
     first, *epochs = (finished.parent / "stdout").read_text().splitlines()
     for words in "resnet18", "11,178,051 parameters", "84 training", "33 validation", "3 classes":
@@ -29,12 +43,17 @@ def test_first_line_says_what_is_trained_on_what(finished):
     assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
 
 
-def test_files_that_are_not_images_are_counted_in_the_first_line(data, tmp_path):
-    (data / "train" / "1" / "._0.png").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves these
-    (data / "val" / "3" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
-    result = call(main, *arguments(data, tmp_path / "run", "--epochs", 1))
-    assert result.status == 0, result
-    assert "2 other files ignored" in result.stdout.splitlines()[0]
+def test_network_learns_what_it_is_validated_on(finished):
+    first, last = (row for _, row in pd.read_csv(finished / "metrics.csv").iterrows())
+    assert last.train_loss < 0.6 * first.train_loss
+    assert last.val_loss < 0.8
+    assert last.val_top1 > 60  # of three classes
+
+
+def test_optimizer_takes_the_falling_learning_rate(finished):
+    last = pd.read_csv(finished / "metrics.csv")["lr"][1]
+    assert optimizer_group(finished)["lr"] == pytest.approx(last)
+    assert last < 0.003125 / 100
 
 
 def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
@@ -54,17 +73,38 @@ def test_model_file_has_class_names_and_image_size(finished):
 
 
 def test_default_recipe_is_sgd_with_nesterov_momentum_and_the_papers_weight_decay(finished):
-    group = read_checkpoint(finished / "last.ckpt")["optimizer"]["param_groups"][0]
+    group = optimizer_group(finished)
     assert (group["momentum"], group["nesterov"]) == (0.9, True)
     assert group["weight_decay"] == 1e-4
 
 
-def test_given_learning_rate_is_the_peak_whatever_the_batch_size(digits, tmp_path):
-    more = "--lr", 0.01, "--epochs", 1
-    result = call(main, *arguments(digits, tmp_path / "run", *more))
+@pytest.mark.parametrize("batch_size", [28, 84])
+def test_given_learning_rate_is_the_peak_whatever_the_batch_size(batch_size, digits, tmp_path):
+    out = tmp_path / "run"
+    more = "--lr", 0.01, "--epochs", 1, "--batch-size", batch_size
+    result = call(main, *arguments(digits, out, *more))
     assert "learning rate 0.01" in result.stdout.splitlines()[0]
-    last = pd.read_csv(tmp_path / "run" / "metrics.csv")["lr"][0]
-    assert last == pytest.approx(learning_rate(9.5 / 10, peak=0.01))
+    progress = 1 - batch_size / 84 / 2  # of the run, at the middle of the last step
+    cosine = math.cos(math.pi * (progress - 0.05) / 0.95)
+    assert optimizer_group(out)["lr"] == pytest.approx(0.01 * (1 + cosine) / 2)
+
+
+def test_weight_decay_pulls_the_weights_to_zero(finished, digits, tmp_path):
+    start = read_checkpoint(finished / "model.pt")["state_dict"]["conv1.weight"]
+    given = "--weights", finished / "model.pt", "--weight-decay"
+    without, decayed = (one_step(digits, tmp_path / decay, *given, decay) for decay in ("0", "0.5"))
+    moved = without["network"]["conv1.weight"] - decayed["network"]["conv1.weight"]
+    rate = 1.9 * optimizer_group(tmp_path / "0")["lr"]  # with Nesterov's momentum
+    torch.testing.assert_close(moved, rate * 0.5 * start, rtol=1e-3, atol=1e-6)
+
+
+def test_label_smoothing_costs_a_network_that_is_sure(finished, digits, tmp_path):
+    given = "--weights", finished / "model.pt", "--label-smoothing"
+    plain, smooth = (
+        one_step(digits, tmp_path / part, *given, part)["rows"][0] for part in ("0", "0.5")
+    )
+    assert smooth["train_loss"] > plain["train_loss"] + 0.1
+    assert smooth["train_top1"] == plain["train_top1"]
 
 
 def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size(finished, digits):
@@ -130,16 +170,41 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(digits, tmp_path, monke
     assert first != second
 
 
-def test_fine_tuning_keeps_the_weights_and_replaces_the_head(finished, tmp_path):
+def test_fine_tuning_keeps_weights_and_image_size_and_replaces_the_head(finished, tmp_path):
     data, file = write_digits(tmp_path / "data", "25"), finished / "model.pt"
-    more = "--weights", file, "--lr", 1e-9, "--epochs", 1  # the weights hardly move
-    result = call(main, *arguments(data, tmp_path / "run", *more))
+    (data / "train" / "2" / "._0.png").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves these
+    (data / "val" / "5" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    more = "--weights", file, "--lr", 1e-9, "--epochs", 1, "--batch-size", 28  # hardly moves
+    result = call(main, data, "--out", tmp_path / "run", *more)
     assert result.status == 0, result
+    assert "2 other files ignored" in result.stdout.splitlines()[0]
     tuned = load_file(tmp_path / "run" / "model.pt")
-    assert tuned.classes == ["2", "5"]
+    assert (tuned.classes, tuned.image_size) == (["2", "5"], 32)
     start = read_checkpoint(file)["state_dict"]
     torch.testing.assert_close(tuned.network.layer4[1].conv2.weight, start["layer4.1.conv2.weight"])
     assert tuned.network.fc.out_features == 2
+
+
+def test_head_of_weights_without_class_names_is_kept_for_as_many_classes(finished, tmp_path):
+    data, start = write_digits(tmp_path / "data", "257"), read_checkpoint(finished / "model.pt")
+    torch.save(start["state_dict"], tmp_path / "unnamed.pt")
+    one_step(data, tmp_path / "run", "--weights", tmp_path / "unnamed.pt", "--lr", 1e-9)
+    tuned = load_file(tmp_path / "run" / "model.pt")
+    assert tuned.classes == ["2", "5", "7"]
+    torch.testing.assert_close(tuned.network.fc.weight, start["state_dict"]["fc.weight"])
+
+
+def test_alexnet_is_fine_tuned_with_defaults_of_its_own(official_weights, digits, tmp_path):
+    out = tmp_path / "run"
+    one_step(digits, out, "--model", "alexnet", "--pretrained", "--image-size", 64)
+    tuned, start = load_file(out / "model.pt").network, load_official("alexnet").network
+    assert tuned.fc3.out_features == 3
+    change = (tuned.conv1.weight - start.conv1.weight).norm() / start.conv1.weight.norm()
+    assert 0 < change < 0.1
+    cosine = math.cos(math.pi * (0.5 - 0.05) / 0.95)
+    group = optimizer_group(out)
+    assert group["lr"] == pytest.approx(0.02 * 84 / 256 * (1 + cosine) / 2)
+    assert group["weight_decay"] == 5e-4
 
 
 def test_backbone_without_its_head_is_trained_further_but_not_evaluated(finished, digits, tmp_path):
@@ -188,13 +253,23 @@ def test_pretrained_starts_from_the_official_weights(official_weights, digits, t
     torch.testing.assert_close(tuned.layer4[1].conv2.weight, start.network.layer4[1].conv2.weight)
 
 
+def test_official_weights_are_evaluated_on_a_thousand_folders_of_any_name(
+    official_weights, tmp_path
+):
+    for index in range(1000):
+        (tmp_path / "val" / f"n{index:08}").mkdir(parents=True)
+        (tmp_path / "val" / f"n{index:08}" / "cat.jpg").symlink_to(ROOT / "docs" / "cat.jpg")
+    result = call(main, tmp_path, "--pretrained", "--evaluate", "--image-size", 32, "--workers", 0)
+    assert result.stdout.startswith("top-1 0.100%, top-5 0.500%, loss "), result
+    assert result.stdout.endswith(": 1,000 images\n")
+
+
 def test_official_weights_are_not_evaluated_on_three_classes(official_weights, digits):
     line = refusal(main, digits, "--pretrained", "--evaluate")
     assert line == f"error: the weights are for 1000 classes, and {digits} has 3\n"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split, workers", [("train", 1), ("val", 0)])
 def test_damaged_image_stops_the_run_with_its_name(split, workers, data, tmp_path):
     damaged = data / split / "1" / "0.png" if split == "train" else data / split / "1" / "30.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -206,13 +281,17 @@ def test_damaged_image_stops_the_run_with_its_name(split, workers, data, tmp_pat
     assert contents(tmp_path / "run").keys() == {"last.ckpt"}  # which a new run overwrites
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_trains_float32_weights(precision, digits, tmp_path):
-    more = "--precision", precision, "--epochs", 1
-    assert call(main, *arguments(digits, tmp_path / "run", *more)).status == 0
-    checkpoint = read_checkpoint(tmp_path / "run" / "last.ckpt")
-    assert checkpoint["network"]["fc.weight"].dtype == torch.float32
-    assert ("scale" in checkpoint["scaler"]) == (precision == "float16")
+def test_lower_precision_rounds_the_forward_pass_but_not_the_weights(digits, tmp_path):
+    runs = {
+        name: one_step(digits, tmp_path / name, "--precision", name)
+        for name in ("float32", "bfloat16", "float16")
+    }
+    exact = runs["float32"]["rows"][0]["train_loss"]
+    for name in "bfloat16", "float16":
+        loss = runs[name]["rows"][0]["train_loss"]
+        assert 1e-6 < abs(loss - exact) < 0.02 * exact
+        assert runs[name]["network"]["fc.weight"].dtype == torch.float32
+        assert ("scale" in runs[name]["scaler"]) == (name == "float16")
 
 
 @pytest.mark.parametrize(

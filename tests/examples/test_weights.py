@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel
 safetensors = pytest.importorskip("safetensors.torch")
 
 import resnet18  # noqa: E402
-from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.errors import WeightsError  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
 from tests.official import let_be_official, publish  # noqa: E402
@@ -127,24 +126,6 @@ def test_a_training_file_of_timm(tmp_path, capsys):
     assert 'using "state_dict_ema", not "state_dict"' in capsys.readouterr().err
 
 
-def test_a_training_file_of_lightning(tmp_path, capsys):
-    lightning = pytest.importorskip("lightning.pytorch")
-
-    class Module(lightning.LightningModule):
-        def __init__(self, config, folder):
-            super().__init__()
-            self.save_hyperparameters()
-            self.model = MODULE
-            self.loss = nn.CrossEntropyLoss(weight=torch.ones(3))
-
-    trainer = lightning.Trainer(accelerator="cpu", logger=False)
-    trainer.strategy.connect(Module(argparse.Namespace(lr=0.1), tmp_path))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    capsys.readouterr()
-    check(tmp_path / "last.ckpt")
-    assert "ignored: the tensor loss.weight" in capsys.readouterr().err
-
-
 def test_a_file_without_checksums(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
@@ -171,17 +152,6 @@ def test_the_head_of_another_network_is_not_taken(tmp_path, capsys):
     both = {**prefixed("student.", BODY), **prefixed("teacher.")}
     check(saved(both, tmp_path / "weights.pth"))
     assert 'using "teacher.", not "student."' in capsys.readouterr().err
-
-
-def test_the_network_is_float32_whatever_the_default(tmp_path):
-    path = saved(WEIGHTS, tmp_path / "weights.pth")
-    torch.set_default_dtype(torch.float64)
-    try:
-        network = load_file(path).network
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-    assert deviation(network.eval()(IMAGES), MODULE(IMAGES)) <= 1e-5
 
 
 # Backbones
@@ -280,7 +250,9 @@ class Exploit:
         return self.call
 
 
-@pytest.mark.parametrize("exploit", [Exploit(os.mkdir, "exploited"), Exploit(exec, "1 / 0")])
+@pytest.mark.parametrize(
+    "exploit", [Exploit(os.mkdir, "exploited"), Exploit(exec, "open('exploited', 'w')")]
+)
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
 def test_code_in_a_file_is_not_run(exploit, is_zip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -478,12 +450,6 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
 )
 def test_classes_and_image_size_that_cannot_be_are_refused(wrong, reason, tmp_path):
     assert reason in refusal(saved({"state_dict": WEIGHTS, **wrong}, tmp_path / "model.pt"))
-
-
-def test_everything_in_a_checkpoint_is_returned(tmp_path):
-    checkpoint = read_checkpoint(saved({"network": WEIGHTS, **TRAINING}, tmp_path / "last.ckpt"))
-    assert checkpoint["optimizer"] == TRAINING["optimizer"]
-    assert checkpoint["network"].keys() == WEIGHTS.keys()
 
 
 # Official weights

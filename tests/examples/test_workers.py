@@ -26,17 +26,15 @@ from tests.examples.training import (  # noqa: E402
 
 
 @pytest.mark.parametrize(
-    "model, workers, start_method",
+    "model, workers, start_method, resumed",
     [
-        ("resnet18", 0, "fork"),
-        ("resnet18", 3, "fork"),
-        ("resnet18", 3, "forkserver"),
+        ("resnet18", 0, "fork", False),
+        ("resnet18", 3, "fork", False),
+        ("resnet18", 3, "forkserver", True),
         # AlexNet has dropout, which draws from the generator of the training process.
-        pytest.param("alexnet", 0, "fork", marks=pytest.mark.slow),
-        pytest.param("alexnet", 3, "forkserver", marks=pytest.mark.slow),
+        ("alexnet", 3, "forkserver", True),
     ],
 )
-@pytest.mark.parametrize("resumed", [False, True], ids=["whole", "resumed in between"])
 def test_workers_and_their_start_method_change_no_bit(
     model, workers, start_method, resumed, finished, digits, tmp_path, request
 ):
@@ -92,6 +90,10 @@ def test_crops_differ_between_epochs_images_and_seeds_and_leave_the_generator_al
     assert not torch.equal(first, other_seed[1, 7][0])
 
 
-def test_default_is_one_worker_for_each_core_that_the_process_may_use():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert data_module.default_workers() == min(cores, 16)
+def test_processes_of_a_machine_share_the_cores_for_their_workers(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)), raising=False)
+    assert data_module.default_workers() == 16
+    monkeypatch.setattr(data_module, "LOCAL_WORLD_SIZE", 2)
+    assert data_module.default_workers() == 12
+    monkeypatch.setattr(data_module, "LOCAL_WORLD_SIZE", 48)
+    assert data_module.default_workers() == 1
