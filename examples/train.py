@@ -46,7 +46,6 @@ from examples.distributed import (
 from examples.engines import Network
 from examples.errors import ImageError, UserError
 from examples.exported import Exported, check_exported_options, is_exported, load_exported
-from examples.im2col import im2col_for_few_pixels
 from examples.images import normalize
 from examples.memory import reuse_memory
 from examples.options import Model, hint
@@ -200,7 +199,7 @@ def train_one_epoch(
                 group["lr"] = lr
 
             images = normalize(images.to(memory_format=torch.channels_last))
-            with autocast(device, config.precision), im2col_for_few_pixels(device):
+            with autocast(device, config.precision):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
@@ -237,7 +236,7 @@ def classifier(config: Config, network: nn.Module, device: torch.device) -> Netw
     network.eval()
 
     def classify(images: Tensor) -> Tensor:
-        with autocast(device, config.precision), im2col_for_few_pixels(device):
+        with autocast(device, config.precision):
             logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
         return logits.float()
 
