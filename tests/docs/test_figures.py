@@ -45,7 +45,12 @@ def steps(model: nn.Module, image: tuple[int, ...], first: str) -> list[str]:
     tracer = ByLayer()
     graph = fx.GraphModule(model, tracer.trace(model))
     ShapeProp(graph.to("meta")).propagate(torch.empty(1, *image, device="meta"))
-    functions = {F.relu: "ReLU", operator.add: "+", F.adaptive_avg_pool2d: "average pool"}
+    functions = {
+        F.relu: "ReLU",
+        operator.add: "+",
+        F.adaptive_avg_pool2d: "average pool",
+        torch.flatten: "flatten",
+    }
     texts = []
     for node in graph.graph.nodes:
         if node.op == "output":

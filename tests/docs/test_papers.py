@@ -88,13 +88,13 @@ def test_response_normalization_of_the_page_is_the_formula_of_the_paper():
 
 def test_table_1_of_the_resnet_paper():
     shapes = output_shapes(ResNet18())
-    for _, size, layer, output in table(PAGE, "Table 1 of [3] and the code"):
+    for _, size, layer, output in table(PAGE, "Table 1 of [2015a] and the code"):
         assert output == " × ".join(map(str, shapes[layer])), layer
         assert layer == "fc" or output.endswith(f" × {size}"), layer
 
 
 def test_multiply_adds_of_resnet18():
-    rows = table(PAGE, "## ResNet-18 [3]")
+    rows = table(PAGE, "## ResNet-18\n")
     _, multiply_adds = count(ResNet18())
     assert any(f"{multiply_adds:,.1f} million multiply-adds" in row[2] for row in rows)
     says = next(row[2] for row in rows if "in each of" in row[2])

@@ -446,7 +446,7 @@ def test_a_prefix_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(moco(torchvision.models.resnet18()), "checkpoint.pth")
     load, _ = (step.code for step in recipe("Self-supervised backbone", "resnet18"))
-    with pytest.raises(KeyError, match="conv1"):
+    with pytest.raises(RuntimeError, match="conv1"):
         exec(load.replace("encoder_q", "encoder"), setup("resnet18", MODELS["resnet18"]()))
 
 

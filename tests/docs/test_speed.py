@@ -80,7 +80,7 @@ def folder(tmp_path_factory) -> Path:
     write_digits(folder / "DATA", "013")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "cat.jpg", folder / "docs")
-    small = "--image-size 64 --batch-size 8 --epochs 1 --workers 0 --device cpu"
+    small = "--image-size 64 --batch-size 8 --epochs 4 --workers 0 --device cpu"
     run(f"python -m examples.train DATA --out runs/first {small}", folder)
     return folder
 
