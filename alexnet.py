@@ -118,7 +118,8 @@ class AlexNet(nn.Module):
             weights[TORCHVISION_NAMES.get(layer, layer) + dot + kind] = tensor
 
         for name, dimensions in (("fc3.weight", 2), ("conv1.weight", 4)):
-            if name not in weights or weights[name].dim() != dimensions:
+            found = weights.get(name)
+            if not isinstance(found, Tensor) or found.dim() != dimensions:
                 raise RuntimeError(
                     f"AlexNet needs a tensor {name} with {dimensions} dimensions. The first names "
                     f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "

@@ -128,7 +128,8 @@ class ResNet18(nn.Module):
             weights[name] = tensor
 
         for name, dimensions in (("fc.weight", 2), ("conv1.weight", 4)):
-            if name not in weights or weights[name].dim() != dimensions:
+            found = weights.get(name)
+            if not isinstance(found, Tensor) or found.dim() != dimensions:
                 raise RuntimeError(
                     f"ResNet18 needs a tensor {name} with {dimensions} dimensions. The first names "
                     f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "

@@ -72,6 +72,10 @@ CHANGES = {
         "conv1.weight",
     ),
     "with a list": (lambda weights, head: weights.update({f"{head}.bias": [1.0]}), "{head}.bias"),
+    "with a list as head": (
+        lambda weights, head: weights.update({f"{head}.weight": [1.0]}),
+        "{head}.weight",
+    ),
 }
 
 
