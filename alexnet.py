@@ -6,14 +6,14 @@
 [2014] Krizhevsky. One weird trick for parallelizing convolutional neural networks.
        https://arxiv.org/abs/1404.5997
 
-What differs from [2012]:
-- One tower, as in [2014], where [2012] splits the network over two GPUs (3.5).
-- The convolutions have 64, 192, 384, 256 and 256 filters, where [2012] has 96, 256, 384, 384 and
-  256. They are those of the author's later code and of torchvision.
-- There is no response normalization (3.3).
-- Average pooling before fc1 lets the network take images of any size. At 224 x 224, it changes
-  nothing.
-- The initial weights have another variance, and all biases start at 0 (5).
+What differs from [2012], with its section:
+- 3.5: one tower, as in [2014]. [2012] splits the network over two GPUs.
+- 3.5: 64, 192, 384, 256 and 256 filters, as in the author's later code and torchvision. [2012] has
+  96, 256, 384, 384 and 256.
+- 3.3: no response normalization.
+- 3.5: average pooling before fc1, which lets the network take images of any size from 63 x 63. At
+  224 x 224, it changes nothing.
+- 5: initial weights of another variance, and biases of 0. In [2012], some biases are 1.
 Dropout follows fc1 and fc2, as in [2012] (4.2). In torchvision, it precedes them.
 """
 
