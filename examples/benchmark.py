@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 from tyro.conf import UseAppendAction
 
 from alexnet import AlexNet
+from examples.command import Model, UserError, hint, print_result, require, run
 from examples.device import DEFAULT_DEVICE, find_device
 from examples.engines import (
     Network,
@@ -55,8 +56,6 @@ from examples.engines import (
     to_openvino_int8,
 )
 from examples.images import normalize, open_image
-from examples.memory import reuse_memory
-from examples.options import Model, hint
 from examples.weights import MODELS
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -218,8 +217,10 @@ def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Ne
     """Build the rows, and compare their logits with those of the first row.
 
     Another row that fails is left out with a message, for example because its engine or a C++
-    compiler is not installed. If the logits of a row are wrong, the benchmark exits with an error
-    message.
+    compiler is not installed.
+
+    Raises:
+        UserError: the logits of a row are wrong.
     """
     batches = torch.split(images, batch_size)
     networks: dict[Row, Network] = {}
@@ -242,11 +243,11 @@ def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Ne
         # On CUDA, PyTorch computes float32 convolutions in TF32 by default.
         in_tf32 = images.is_cuda and row.precision == "float32"
         tolerance = TOLERANCES["tf32" if in_tf32 else row.precision]
-        if not deviation(logits, expected) < tolerance:
-            sys.exit(
-                f"error: the logits of {row} are wrong: their relative error is "
-                f"{deviation(logits, expected):.2g}, but must be less than {tolerance}"
-            )
+        require(
+            deviation(logits, expected) < tolerance,
+            f"the logits of {row} are wrong: their relative error is "
+            f"{deviation(logits, expected):.2g}, but must be less than {tolerance}",
+        )
         networks[row] = network
     return networks
 
@@ -438,7 +439,8 @@ def log(line: str) -> None:
 def fill_in_defaults(config: Config) -> Config:
     """Fill in the options that were not given, and create --out.
 
-    Exit with a one-line error message if an option is invalid.
+    Raises:
+        UserError: an option is invalid.
     """
     config = Config(
         model=unique(config.model) or ("alexnet", "resnet18"),
@@ -449,16 +451,14 @@ def fill_in_defaults(config: Config) -> Config:
         seconds=config.seconds,
         out=config.out,
     )
-    if min(config.batch_size) < 1:
-        sys.exit("error: --batch-size must be at least 1")
-    if min(config.image_size) < 63:
-        sys.exit("error: --image-size must be at least 63")
+    require(min(config.batch_size) >= 1, "--batch-size must be at least 1")
+    require(min(config.image_size) >= 63, "--image-size must be at least 63")
     if config.out:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=config.out).close()  # can be written to, also minutes later
         except OSError as error:
-            sys.exit(f"error: cannot write to the folder {config.out}: {error.strerror}")
+            raise UserError(f"cannot write to the folder {config.out}: {error.strerror}") from error
     return config
 
 
@@ -487,7 +487,7 @@ def benchmark(config: Config) -> None:
 
     table = summarize(results)
     text = format_tables(table)
-    print(text, end="")
+    print_result(text.removesuffix("\n"))
     if config.out:
         times = json.dumps(list(map(asdict, results)), indent=1)
         (config.out / "times.json").write_text(times, encoding="utf-8")
@@ -495,15 +495,11 @@ def benchmark(config: Config) -> None:
         draw_speedups(table).savefig(config.out / "speed.png")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     config = fill_in_defaults(tyro.cli(Config, prog="python -m examples.benchmark", args=arguments))
     silence_compilers()
-    reuse_memory()  # speeds up all rows, torchvision's too
-    try:
-        benchmark(config)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    benchmark(config)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from examples.errors import WeightsError
+from examples.command import WeightsError
 
 GIT_LFS_POINTER = b"version https://git-lfs"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision.datasets import CIFAR10
 
+from examples.command import ImageError, UserError
 from examples.distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE, first_process_first
-from examples.errors import ImageError, UserError
 from examples.images import LabeledImages, train_transform, val_transform
 from examples.memory import reuse_memory
 

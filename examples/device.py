@@ -1,8 +1,8 @@
 """The device that a command runs on, and the precision that it computes in."""
 
-import sys
-
 import torch
+
+from examples.command import UserError
 
 DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -10,13 +10,14 @@ DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def find_device(name: str) -> torch.device:
     """Return the PyTorch device called `name`, such as "cpu" or "cuda:1".
 
-    Exit with a one-line error message if PyTorch cannot use it.
+    Raises:
+        UserError: PyTorch cannot use it.
     """
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        sys.exit(f"error: --device {name}: {reason}")
+        raise UserError(f"--device {name}: {reason}") from error
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

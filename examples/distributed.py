@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from examples.command import UserError, print_result
 from examples.device import find_device
-from examples.errors import UserError
 
 # torchrun sets these variables in each process that it starts.
 RANK = int(os.environ.get("RANK", 0))
@@ -79,4 +79,4 @@ def mean_over_processes(total: Tensor, count: int) -> float:
 def print_once(line: str) -> None:
     """Print a line, in the first process only."""
     if RANK == 0:
-        print(line, flush=True)
+        print_result(line)

@@ -28,6 +28,7 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
+from examples.command import ImageError, Model, UserError, hint, print_result, require, run
 from examples.data import CIFAR10_FOLDER, download_cifar10
 from examples.engines import (
     Network,
@@ -37,7 +38,6 @@ from examples.engines import (
     to_openvino,
     to_openvino_int8,
 )
-from examples.errors import ImageError, UserError
 from examples.exported import load_exported, sha256
 from examples.images import (
     MEAN,
@@ -48,8 +48,6 @@ from examples.images import (
     read_image,
     val_transform,
 )
-from examples.memory import reuse_memory
-from examples.options import Model, hint
 from examples.weights import Classifier, load_file, load_official
 
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "cat.jpg"
@@ -95,7 +93,11 @@ class PixelNetwork(nn.Module):
 
 
 def export(config: Config) -> None:
-    """Write the network to --out. Exit with an error message if the written file is wrong."""
+    """Write the network to --out.
+
+    Raises:
+        UserError: this is not possible, or the written file is wrong.
+    """
     check_packages(config)
     classifier = load_classifier(config)
     if config.calibrate is not None:
@@ -111,7 +113,7 @@ def export(config: Config) -> None:
         sizes = [f"{config.out / part.name}: {part.stat().st_size / 1e6:.1f} MB" for part in parts]
         for part in parts:
             part.replace(config.out / part.name)
-    print("\n".join([*sizes, *report]))
+    print_result("\n".join([*sizes, *report]))
 
 
 def load_classifier(config: Config) -> Classifier:
@@ -235,10 +237,11 @@ def write_onnx(
 def check(file: Path, classifier: Classifier, images: Tensor, int8: bool) -> list[str]:
     """Load a written file, and compare its logits and its speed with PyTorch's.
 
-    Exit with an error message if the logits are wrong.
-
     Returns:
         Lines that tell the results.
+
+    Raises:
+        UserError: the logits are wrong.
     """
     exported = load_exported(file).network
     network = channels_last(fuse(classifier.network.eval()))
@@ -250,16 +253,16 @@ def check(file: Path, classifier: Classifier, images: Tensor, int8: bool) -> lis
     logits = torch.cat([exported(batch) for batch in images.split(32)])
     agreement = (logits.argmax(1) == expected.argmax(1)).float().mean().item()
     error = ((logits - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
-    if int8 and not agreement >= MIN_INT8_AGREEMENT:
-        sys.exit(
-            f"error: the exported network is wrong: its most likely class is PyTorch's for "
-            f"{agreement:.1%} of {len(images)} images, but must be for {MIN_INT8_AGREEMENT:.0%}"
-        )
-    if not int8 and not error <= MAX_FLOAT32_ERROR:
-        sys.exit(
-            f"error: the exported network is wrong: the relative error of its logits is "
-            f"{error:.2g}, but must be at most {MAX_FLOAT32_ERROR:g}"
-        )
+    require(
+        not int8 or agreement >= MIN_INT8_AGREEMENT,
+        f"the exported network is wrong: its most likely class is PyTorch's for "
+        f"{agreement:.1%} of {len(images)} images, but must be for {MIN_INT8_AGREEMENT:.0%}",
+    )
+    require(
+        int8 or error <= MAX_FLOAT32_ERROR,
+        f"the exported network is wrong: the relative error of its logits is {error:.2g}, "
+        f"but must be at most {MAX_FLOAT32_ERROR:g}",
+    )
 
     lines = [
         f"agreement of the most likely class with PyTorch: {agreement:.1%} of {len(images)} images",
@@ -292,15 +295,14 @@ def milliseconds_per_image(networks: list[Network], images: Tensor, batch_size: 
 
 
 def check_packages(config: Config) -> None:
-    """Exit with a one-line error message if a package that the options need is not installed."""
+    """Raise `UserError` if a package that the options need is not installed."""
     packages = (
         ["openvino"] if config.format == "openvino" else ["onnx", "onnxscript", "onnxruntime"]
     )
     if config.format == "openvino" and config.calibrate is not None:
         packages.append("nncf")
     missing = [package for package in packages if not find_spec(package)]
-    if missing:
-        sys.exit(f"error: this needs other packages: pip install {' '.join(missing)}")
+    require(not missing, f"this needs other packages: pip install {' '.join(missing)}")
 
 
 def unchecked_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
@@ -328,16 +330,9 @@ def silence() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(Config, prog="python -m examples.export", args=arguments)
-    reuse_memory()
-    try:
-        export(config)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+def main(arguments: list[str]) -> None:
+    export(tyro.cli(Config, prog="python -m examples.export", args=arguments))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

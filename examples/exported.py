@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from examples.command import UserError, WeightsError
 from examples.device import DEFAULT_DEVICE
 from examples.engines import Network, in_openvino, onnx_session
-from examples.errors import UserError, WeightsError
 
 ENGINES = {".xml": "openvino", ".onnx": "onnxruntime"}  # the package that runs a file
 METADATA = ("network", "classes", "classes_known", "image_size")  # written beside the network

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from examples.errors import ImageError
+from examples.command import ImageError
 
 # The formats that are read: pixels only, by Pillow's own decoders, and HEIF by pillow-heif. Pillow
 # knows more. For EPS, it starts Ghostscript, which runs the program in the file.

@@ -21,12 +21,18 @@ from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 from tyro.conf import Positional
 
+from examples.command import (
+    ImageError,
+    Model,
+    escape,
+    hint,
+    print_result,
+    require,
+    run,
+)
 from examples.device import DEFAULT_DEVICE, autocast, find_device
-from examples.errors import ImageError, UserError, escape
 from examples.exported import check_exported_options, is_exported, load_exported
 from examples.images import find_images, normalize, read_image, val_transform
-from examples.memory import reuse_memory
-from examples.options import Model, hint
 from examples.weights import load_file, load_official
 
 
@@ -54,11 +60,9 @@ class Config:
 
 
 def check_options(config: Config) -> None:
-    """Exit with a one-line error message if an option is invalid."""
-    if not config.paths:
-        sys.exit("error: give at least one image or folder")
-    if config.top < 1 or config.batch_size < 1:
-        sys.exit("error: --top and --batch-size must be at least 1")
+    """Raise `UserError` if an option is invalid."""
+    require(config.paths, "give at least one image or folder")
+    require(config.top >= 1 and config.batch_size >= 1, "--top and --batch-size must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,13 @@ def predict(config: Config) -> bool:
             logits = predictor.classify(torch.stack([picture.pixels for picture in pictures]))
             for picture, row in zip(pictures, logits.softmax(dim=1), strict=True):
                 result = Result(picture.path, most_likely(row, predictor.classes, config.top))
-                print(result.as_json() if config.json else result.as_text(), flush=True)
+                print_result(result.as_json() if config.json else result.as_text())
     finally:
         pool.shutdown(cancel_futures=True)  # stop reading files after Ctrl-C
     return all_classified
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> int:
     config = tyro.cli(
         Config,
         prog="python -m examples.predict",
@@ -240,21 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     check_options(config)
-    reuse_memory()
-    try:
-        all_classified = predict(config)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except BrokenPipeError:  # the program that reads the output, such as head, has ended
-        # Python flushes standard output at exit, which would raise this error again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(0 if all_classified else 1)
+    return 0 if predict(config) else 1
 
 
 if __name__ == "__main__":
-    # The name of a file may contain bytes that are not valid text.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    main()
+    run(main)

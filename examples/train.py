@@ -1,19 +1,15 @@
-"""Train, fine-tune or evaluate AlexNet or ResNet-18.
+"""Train or fine-tune AlexNet or ResNet-18.
 
 python -m examples.train cifar10 --image-size 64 --epochs 20 --out runs/cifar10
 python -m examples.train --resume --out runs/cifar10
 python -m examples.train DATA --pretrained --lr 0.0025 --epochs 5 --out runs/tuned
-python -m examples.train DATA --weights runs/tuned/model.pt --evaluate
 torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
 
 import math
 import os
-import signal
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +21,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from examples.checkpoint_file import read_checkpoint
+from examples.command import Model, UserError, hint, require, run
 from examples.data import Images, load_images, training_loader, validation_loader
 from examples.device import DEFAULT_DEVICE, autocast
 from examples.distributed import (
@@ -43,13 +39,23 @@ from examples.distributed import (
     mean_over_processes,
     print_once,
 )
-from examples.engines import Network
-from examples.errors import ImageError, UserError
-from examples.exported import Exported, check_exported_options, is_exported, load_exported
+from examples.exported import is_exported
 from examples.images import normalize
-from examples.memory import reuse_memory
-from examples.options import Model, hint
-from examples.weights import MODELS, Classifier, load_file, load_official
+from examples.metrics import (
+    accuracy_and_loss,
+    as_classifier,
+    batches_on,
+    describe_accuracy,
+    progress_bar,
+)
+from examples.weights import (
+    MODELS,
+    Classifier,
+    check_image_size,
+    is_for_classes,
+    load_file,
+    load_official,
+)
 
 LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for batches of 256 images
 WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
@@ -58,18 +64,16 @@ HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
 
 @dataclass(frozen=True)
 class Config:
-    """Train, fine-tune or evaluate AlexNet or ResNet-18."""
+    """Train or fine-tune AlexNet or ResNet-18."""
 
     data: Annotated[Positional[str], hint("DATA", "required, except with --resume")]
     """Folder with train/<class>/ and val/<class>/, or cifar10, which is downloaded to data/."""
     model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
-    """Network to train or evaluate. With --weights, the network of that file."""
+    """Network to train. With --weights, the network of that file."""
     pretrained: bool = False
     """Start from the official ImageNet weights."""
     weights: Annotated[str | None, hint("FILE", "optional")] = None
-    """Start from the weights in this file. --evaluate takes a file of examples.export too."""
-    evaluate: bool = False
-    """Print the accuracy and loss on DATA/val, then exit."""
+    """Start from the weights in this file."""
     resume: bool = False
     """Continue the run in --out after its last finished epoch, with its options."""
     out: str = "runs/train"
@@ -113,7 +117,8 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
     device = join_processes(config.device)
     initial = None if checkpoint else load_initial(config)
     config = fill_in_defaults(config, initial)
-    check_image_size(config)
+    check_image_size(config.model, config.image_size)
+    check_batch_norm(config)
 
     images = load_images(config.data, config.image_size, val_only=False)
     check_images(config, images, checkpoint)
@@ -159,7 +164,8 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
         copy_running_statistics(network)
-        row |= evaluate(classifier(config, network, device), val_loader, device)
+        classify = as_classifier(network, device, config.precision)
+        row |= accuracy_and_loss(classify, val_loader, device)
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
@@ -228,76 +234,6 @@ def train_one_epoch(
     }
 
 
-def classifier(config: Config, network: nn.Module, device: torch.device) -> Network:
-    """Switch the network to evaluation mode. Return it as a function of pixels.
-
-    The function maps uint8 (N, 3, H, W) to logits, float32 (N, num_classes).
-    """
-    network.eval()
-
-    def classify(images: Tensor) -> Tensor:
-        with autocast(device, config.precision):
-            logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
-        return logits.float()
-
-    return classify
-
-
-@torch.no_grad()
-def evaluate(classify: Network, loader: DataLoader[Any], device: torch.device) -> dict[str, float]:
-    """Return the mean loss, and the top-1 and top-5 accuracy in percent.
-
-    With several processes, the results are over the images of all of them.
-
-    Args:
-        classify: a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes).
-        loader: yields pixels and labels.
-        device: where `classify` takes the pixels.
-    """
-    loss_sum, top1, top5 = torch.zeros(3, device=device)
-    seen = 0
-
-    with progress_bar(loader, "validation") as bar:
-        for images, labels in batches_on(device, bar):
-            logits = classify(images)
-            predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5 or fewer)
-            hits = predictions == labels[:, None]
-            loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-            top1 += hits[:, 0].sum()
-            top5 += hits.sum()
-            seen += len(labels)
-
-    return {
-        "val_loss": mean_over_processes(loss_sum, seen),
-        "val_top1": 100 * mean_over_processes(top1, seen),
-        "val_top5": 100 * mean_over_processes(top5, seen),
-    }
-
-
-def evaluate_weights(config: Config) -> None:
-    """Print the accuracy and loss of the weights on the validation images."""
-    if is_exported(config.weights):
-        config = replace(config, device="cpu")
-    device = join_processes(config.device)
-    initial = load_initial(config)
-    config = fill_in_defaults(config, initial)
-    check_image_size(config)
-
-    images = load_images(config.data, config.image_size, val_only=True)
-    loader = validation_loader(images.val, config.batch_size, config.workers, device)
-    if not is_for_classes(initial, images.classes):
-        raise UserError(describe_other_classes(initial, images.classes, config.data))
-    if isinstance(initial, Exported):
-        classify = initial.network
-    else:
-        network = initial.network.to(device).to(memory_format=torch.channels_last)
-        classify = classifier(config, network, device)
-
-    row = evaluate(classify, loader, device)
-    accuracy = describe_accuracy(row, len(images.classes), digits=3)
-    print_once(f"{accuracy}, loss {row['val_loss']:.3f}: {len(images.val):,} images")
-
-
 def learning_rate(progress: float, peak: float) -> float:
     """Linear warmup over the first 5 % of the run, then cosine decay to zero.
 
@@ -308,31 +244,6 @@ def learning_rate(progress: float, peak: float) -> float:
     if progress < 0.05:
         return peak * progress / 0.05
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
-
-
-def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images, uint8 (N, 3, H, W), and labels (N,) on the device.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-    for batch in batches:
-        if isinstance(batch, ImageError):
-            raise batch
-        images, labels = batch
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def progress_bar(loader: DataLoader[Any], title: str) -> tqdm:
-    """Return the batches with a progress bar, which the first process shows on a terminal."""
-    return tqdm(
-        loader,
-        title,
-        unit=" images",
-        unit_scale=loader.batch_size * WORLD_SIZE,
-        leave=False,
-        disable=True if RANK > 0 else None,  # None: disabled unless on a terminal
-    )
 
 
 # The checkpoint of a run
@@ -479,28 +390,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 # The network
 
 
-def load_initial(config: Config) -> Classifier | Exported | None:
+def load_initial(config: Config) -> Classifier | None:
     """Return the network of --weights or --pretrained, or None for random weights."""
-    if is_exported(config.weights):
-        exported = load_exported(config.weights, config.model)
-        require(
-            config.image_size in (None, exported.image_size),
-            f"--image-size {config.image_size}: {config.weights} is for images of "
-            f"{exported.image_size} x {exported.image_size} pixels",
-        )
-        return exported
     if config.weights is not None:
-        return load_file(config.weights, config.model, head_optional=not config.evaluate)
+        return load_file(config.weights, config.model, head_optional=True)
     if config.pretrained:
         with first_process_first():
             return load_official(config.model or "resnet18")
     return None
-
-
-def is_for_classes(initial: Classifier | Exported, classes: list[str]) -> bool:
-    """Return whether the weights are for these classes, as far as the file says."""
-    same_number = len(initial.classes) == len(classes)
-    return same_number and (initial.classes == classes or not initial.classes_known)
 
 
 def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
@@ -518,22 +415,6 @@ def build_network(config: Config, initial: Classifier | None, classes: list[str]
     head = HEAD_NAMES[config.model]
     setattr(initial.network, head, getattr(network, head))
     return initial.network
-
-
-def describe_other_classes(initial: Classifier | Exported, classes: list[str], data: str) -> str:
-    """Return how the classes of the weights differ from those of the data set."""
-    if not initial.classes_known:
-        return f"the weights are for {len(initial.classes)} classes, and {data} has {len(classes)}"
-    differences = [
-        f"only {owner} {verb} {textwrap.shorten(', '.join(names), 200)}"
-        for owner, verb, names in (
-            ("the weights", "have", [name for name in initial.classes if name not in classes]),
-            (data, "has", [name for name in classes if name not in initial.classes]),
-        )
-        if names
-    ]
-    difference = "; ".join(differences) or "their order"
-    return f"the classes of the weights differ from those of {data}: {difference}"
 
 
 # The options
@@ -557,20 +438,12 @@ def read_options(arguments: list[str]) -> tuple[Config, dict[str, Any] | None]:
     """
     if "--resume" in arguments:
         given = parse(arguments, default=Config(data=""))
-        require(not given.evaluate, "--evaluate and --resume cannot be used together")
         checkpoint = load_checkpoint(given.out)
         return resume_options(arguments, checkpoint, given.out), checkpoint
 
     config = parse(arguments)
-    if not config.evaluate:
-        check_no_run(config.out)
+    check_no_run(config.out)
     return config, None
-
-
-def require(condition: object, message: str) -> None:
-    """Raise `UserError` unless the condition is true."""
-    if not condition:
-        raise UserError(message)
 
 
 def check_options(config: Config) -> None:
@@ -598,31 +471,20 @@ def check_options(config: Config) -> None:
         not (config.pretrained and config.weights is not None),
         "--pretrained and --weights cannot be used together",
     )
-    if config.evaluate:
-        require(
-            config.pretrained or config.weights is not None,
-            "--evaluate needs --weights or --pretrained",
-        )
-    if is_exported(config.weights):
-        require(
-            config.evaluate,
-            f"{config.weights} is an exported network, which cannot be trained: use its weights",
-        )
-        check_exported_options(config.weights, config.device, config.precision)
+    require(
+        not is_exported(config.weights),
+        f"{config.weights} is an exported network, which cannot be trained: use its weights",
+    )
 
 
-def check_image_size(config: Config) -> None:
-    """Raise `UserError` if the images are too small for the network."""
-    size = config.image_size
-    if config.model == "alexnet":
-        require(size >= 63, f"--image-size {size} is too small: AlexNet needs at least 63")
-    elif not config.evaluate:
-        # Up to 32 x 32 pixels, the last layers see one pixel of each image.
-        require(
-            size > 32 or config.batch_size > WORLD_SIZE,
-            "batch norm needs more than one value per channel: raise --batch-size, or raise "
-            "--image-size above 32",
-        )
+def check_batch_norm(config: Config) -> None:
+    """Raise `UserError` if the images and batches are too small for the batch norm of ResNet-18."""
+    # Up to 32 x 32 pixels, the last layers see one pixel of each image.
+    require(
+        config.model == "alexnet" or config.image_size > 32 or config.batch_size > WORLD_SIZE,
+        "batch norm needs more than one value per channel: raise --batch-size, or raise "
+        "--image-size above 32",
+    )
 
 
 def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | None) -> None:
@@ -640,7 +502,7 @@ def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | No
         )
 
 
-def fill_in_defaults(config: Config, initial: Classifier | Exported | None) -> Config:
+def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
     model = config.model or (initial.name if initial else "resnet18")
     defaults = {
@@ -690,35 +552,13 @@ def describe_epoch(config: Config, row: dict[str, float], num_classes: int) -> s
     )
 
 
-def describe_accuracy(row: dict[str, float], num_classes: int, digits: int) -> str:
-    """Return the validation accuracies: of five classes or fewer, only the top-1."""
-    top1 = f"top-1 {row['val_top1']:.{digits}f}%"
-    if num_classes <= 5:
-        return top1
-    return f"{top1}, top-5 {row['val_top5']:.{digits}f}%"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
-    reuse_memory()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        config, checkpoint = read_options(arguments)
-        check_options(config)
-        if config.evaluate:
-            evaluate_weights(config)
-        else:
-            train(config, checkpoint)
-        if dist.is_initialized():  # not after an error: it would wait for the other processes
-            dist.destroy_process_group()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        line = "interrupted"
-        if "--evaluate" not in arguments:
-            line += ": --resume continues a run after its last finished epoch"
-        sys.exit(line if RANK == 0 else 1)
+def main(arguments: list[str]) -> None:
+    config, checkpoint = read_options(arguments)
+    check_options(config)
+    train(config, checkpoint)
+    if dist.is_initialized():  # not after an error: it would wait for the other processes
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "interrupted: --resume continues a run after its last finished epoch")

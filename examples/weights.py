@@ -23,7 +23,8 @@ import alexnet
 import resnet18
 from alexnet import AlexNet
 from examples.checkpoint_file import Placeholder, read_checkpoint
-from examples.errors import WeightsError, escape
+from examples.command import WeightsError, escape, require
+from examples.exported import Exported
 from resnet18 import ResNet18
 
 MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
@@ -93,6 +94,39 @@ def hash_matches_name(file: Path) -> bool:
 
 def imagenet_classes() -> list[str]:
     return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+# What a network fits
+
+
+def is_for_classes(found: Classifier | Exported, classes: list[str]) -> bool:
+    """Return whether the weights are for these classes, as far as the file says."""
+    same_number = len(found.classes) == len(classes)
+    return same_number and (found.classes == classes or not found.classes_known)
+
+
+def describe_other_classes(found: Classifier | Exported, classes: list[str], data: str) -> str:
+    """Return how the classes of the weights differ from those of the data set."""
+    if not found.classes_known:
+        return f"the weights are for {len(found.classes)} classes, and {data} has {len(classes)}"
+    differences = [
+        f"only {owner} {verb} {textwrap.shorten(', '.join(names), 200)}"
+        for owner, verb, names in (
+            ("the weights", "have", [name for name in found.classes if name not in classes]),
+            (data, "has", [name for name in classes if name not in found.classes]),
+        )
+        if names
+    ]
+    difference = "; ".join(differences) or "their order"
+    return f"the classes of the weights differ from those of {data}: {difference}"
+
+
+def check_image_size(name: str, size: int) -> None:
+    """Raise `UserError` if images of this size are too small for the network."""
+    require(
+        name != "alexnet" or size >= 63,
+        f"--image-size {size} is too small: AlexNet needs at least 63",
+    )
 
 
 # Weights in a file

@@ -32,7 +32,7 @@ for model in resnet18 alexnet; do
     [ "$model" = alexnet ] && size=96
     step "train-$model" "$python" -m examples.train "$data" --model "$model" --image-size "$size" \
         --batch-size 128 --epochs 4 --precision bfloat16 --out "$out/$model"
-    step "evaluate-$model" "$python" -m examples.train "$data" --weights "$out/$model/model.pt" --evaluate
+    step "evaluate-$model" "$python" -m examples.evaluate "$data" --weights "$out/$model/model.pt"
 done
 
 echo "== failed: ${failed[*]:-nothing}; results in $out"

@@ -102,7 +102,7 @@ def test_the_two_commands_at_the_top_export_and_classify(printed, folder):
 
 
 def test_the_accuracy_of_the_exported_network_is_counted(printed, folder):
-    shown = run(block("--evaluate"), folder)
+    shown = run(block("examples.evaluate"), folder)
     assert f"{3 * VAL} images" in shown
 
 

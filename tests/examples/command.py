@@ -3,9 +3,10 @@
 import contextlib
 import io
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from examples.command import UserError
 
 
 @dataclass
@@ -15,23 +16,17 @@ class Result:
     stderr: str
 
 
-def call(main: Callable[[list[str]], None], *arguments: object) -> Result:
+def call(main: Callable[[list[str]], int | None], *arguments: object) -> Result:
     """Return what the command printed and the status it ended with."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    status = 0
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # which examples.train replaces
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                raise stop.__context__ from None  # Ctrl-C stops the tests
-            # With a text, Python prints it and the status is 1.
-            if isinstance(stop.code, str):
-                print(stop.code, file=stderr)
-            status = 1 if isinstance(stop.code, str) else stop.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            status = main([str(argument) for argument in arguments]) or 0
+        except UserError as error:  # `examples.command.run` does the same
+            print(f"error: {error}", file=stderr)
+            status = 1
+        except SystemExit as stop:  # of tyro
+            status = stop.code
     return Result(status, stdout.getvalue(), stderr.getvalue())
 
 
@@ -48,7 +43,7 @@ def ordinary_user():
         os.seteuid(0)
 
 
-def refusal(main: Callable[[list[str]], None], *arguments: object) -> str:
+def refusal(main: Callable[[list[str]], int | None], *arguments: object) -> str:
     """Return the one line on standard error with which the command refuses its arguments."""
     result = call(main, *arguments)
     assert result.status == 1, result

@@ -30,6 +30,7 @@ from examples.benchmark import (  # noqa: E402
     load_images,
     main,
 )
+from examples.command import UserError  # noqa: E402
 from tests.examples.command import refusal  # noqa: E402
 from tests.oracle import MODELS  # noqa: E402
 
@@ -44,7 +45,7 @@ ENGINES = ["openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"]
 def bare_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("benchmark")
     hide_engines = f"import sys; sys.modules.update(dict.fromkeys({ENGINES}))"
-    command = "from examples.benchmark import main; main(sys.argv[1:])"
+    command = "from examples.benchmark import main; from examples.command import run; run(main)"
     arguments = (
         "--model resnet18 --precision float32 --image-size 64 --batch-size 1 --batch-size 2 "
         "--seconds 0 --out"
@@ -173,7 +174,7 @@ def build(rows: list[Row], images: Tensor) -> list[Row]:
 
 
 def expect_refusal(rows: list[Row], images: Tensor) -> None:
-    with pytest.raises(SystemExit, match=f"error: the logits of ours .{rows[1].precision}. are"):
+    with pytest.raises(UserError, match=f"the logits of ours .{rows[1].precision}. are"):
         build(rows, images)
 
 
@@ -249,15 +250,6 @@ def test_a_call_takes_until_the_device_has_finished(monkeypatch):
 
 def test_an_option_given_twice_is_timed_once():
     assert fill_in_defaults(Config(batch_size=(2, 8, 2))).batch_size == (2, 8)
-
-
-def test_ctrl_c_is_one_line(monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(benchmark, "time_model", interrupt)
-    with pytest.raises(SystemExit, match="interrupted"):
-        main(["--model", "resnet18"])
 
 
 # What the command refuses

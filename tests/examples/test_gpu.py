@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from sklearn import datasets
 
-from examples import engines, predict, train
+from examples import engines, evaluate, predict
 from tests.examples.command import call
 from tests.oracle import MODELS, deviation
 
@@ -103,7 +103,7 @@ def test_two_processes_train_on_two_gpus(digits, tmp_path):
 def test_the_accuracy_is_the_same_on_the_gpu_and_the_cpu(trained, digits):
     weights, printed = trained / "model.pt", {}
     for device in "cuda", "cpu":
-        result = call(train.main, digits, "--weights", weights, "--evaluate", "--device", device)
+        result = call(evaluate.main, digits, "--weights", weights, "--device", device)
         assert result.status == 0, result
         printed[device] = [float(number) for number in re.findall(r"\d+\.\d+", result.stdout)]
     top1, *_, loss = printed["cuda"]

@@ -11,6 +11,7 @@ from tests.examples.command import call
     "command, words",
     [
         ("train", "default: proportional to --batch-size"),
+        ("evaluate", "required without --pretrained"),
         ("predict", "default: the official ImageNet weights"),
         ("export", "default: the official ImageNet weights"),
         ("benchmark", "--seconds"),

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 cbook = pytest.importorskip("matplotlib.cbook")
 
-from examples.errors import ImageError  # noqa: E402
+from examples.command import ImageError  # noqa: E402
 from examples.images import (  # noqa: E402
     FORMATS,
     LabeledImages,

@@ -305,9 +305,22 @@ def test_a_closed_pipe_and_a_name_that_is_not_utf8(many, weights):
     assert (stdout, stderr) == (f"{many}/caf\\udce9.png\n", "")
 
 
-def test_ctrl_c_is_one_line(many, weights):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full belongs to Linux")
+@pytest.mark.parametrize(
+    "output, reason", [(">/dev/full", "No space left on device"), (">&-", "closed")]
+)
+def test_results_that_cannot_be_written_are_one_line(output, reason, many, weights):
+    process = start(f"exec PREDICT {many}/000.png --weights {weights} {output}")
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert stderr.startswith("error: cannot write the results: ")
+    assert reason in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_ends_a_loop_of_the_shell_too(many, weights):
     process = start(f"exec PREDICT {many} --weights {weights} --batch-size 1")
     process.stdout.readline()  # it has begun
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, stderr) == (1, "interrupted\n")
+    assert (process.returncode, stderr) == (-signal.SIGINT, "interrupted\n")

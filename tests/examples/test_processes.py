@@ -11,7 +11,7 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 
 import pandas as pd  # noqa: E402
 
-from examples.train import main  # noqa: E402
+from examples.evaluate import main  # noqa: E402
 from tests.examples.command import call  # noqa: E402
 from tests.examples.training import ROOT, TIMEOUT, TORCHRUN, arguments, run  # noqa: E402
 
@@ -65,12 +65,12 @@ def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, 
     assert list(rows["lr"]) == list(single["lr"])
 
     best = rows.loc[rows["val_top1"].idxmax()]
-    result = call(main, digits, "--weights", out / "model.pt", "--evaluate")
+    result = call(main, digits, "--weights", out / "model.pt")
     assert result.stdout.startswith(f"top-1 {best.val_top1:.3f}%")
     assert f"loss {best.val_loss:.3f}: 33 images" in result.stdout
 
-    given = digits, "--weights", out / "model.pt", "--evaluate"
-    assert run(*given, launcher=TORCHRUN)[:2] == (0, result.stdout)
+    given = digits, "--weights", out / "model.pt"
+    assert run(*given, command="evaluate", launcher=TORCHRUN)[:2] == (0, result.stdout)
 
 
 def test_only_one_process_downloads(tmp_path):

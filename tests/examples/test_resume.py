@@ -146,7 +146,6 @@ def test_run_without_a_finished_epoch_can_be_started_anew_with_other_options(
         ("--seed 1", "used --seed 0, not 1"),
         ("--pretrained", "used --pretrained False, not True"),
         ("--weights file", "used --weights None, not file"),
-        ("--evaluate", "--evaluate and --resume cannot be used together"),
     ],
 )
 def test_resume_rejects_changed_options(given, words, finished, tmp_path):

@@ -13,7 +13,7 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 
 import pandas as pd  # noqa: E402
 
-from examples import images  # noqa: E402
+from examples import evaluate, images  # noqa: E402
 from examples.checkpoint_file import read_checkpoint  # noqa: E402
 from examples.train import learning_rate, main  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
@@ -108,7 +108,7 @@ def test_label_smoothing_costs_a_network_that_is_sure(finished, digits, tmp_path
 
 
 def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size(finished, digits):
-    result = call(main, digits, "--weights", finished / "model.pt", "--evaluate")
+    result = call(evaluate.main, digits, "--weights", finished / "model.pt")
     rows = pd.read_csv(finished / "metrics.csv")
     best = rows.loc[rows["val_top1"].idxmax()]
     line = f"top-1 {best.val_top1:.3f}%, loss {best.val_loss:.3f}: 33 images\n"
@@ -118,7 +118,7 @@ def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size
 
 def test_evaluate_reads_nothing_but_val(finished, data, tmp_path):
     shutil.rmtree(data / "train")
-    result = call(main, data, "--weights", finished / "last.ckpt", "--evaluate")
+    result = call(evaluate.main, data, "--weights", finished / "last.ckpt")
     assert result.status == 0, result
     assert "33 images" in result.stdout
 
@@ -130,7 +130,7 @@ def test_cifar10_is_trained_on_and_evaluated(cifar10):
     assert "top-5" in trained.stdout
     assert load_file("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
 
-    evaluated = call(main, "cifar10", "--weights", "runs/train/model.pt", "--evaluate")
+    evaluated = call(evaluate.main, "cifar10", "--weights", "runs/train/model.pt")
     assert evaluated.stdout.endswith("20 images\n"), evaluated
 
 
@@ -217,7 +217,7 @@ def test_backbone_without_its_head_is_trained_further_but_not_evaluated(finished
     tuned = load_file(tmp_path / "run" / "model.pt").network
     torch.testing.assert_close(tuned.conv1.weight, backbone["conv1.weight"])
 
-    assert "no classes" in refusal(main, digits, "--evaluate", *more[:2])
+    assert "no classes" in refusal(evaluate.main, digits, *more[:2])
 
 
 def test_fine_tuning_on_the_same_classes_keeps_the_head(finished, digits, tmp_path):
@@ -241,7 +241,7 @@ def test_classes_that_the_weights_and_val_do_not_share_are_named(
     digits_in_val, difference, finished, tmp_path
 ):
     data = write_digits(tmp_path / "data", digits_in_val)
-    line = refusal(main, data, "--weights", finished / "model.pt", "--evaluate")
+    line = refusal(evaluate.main, data, "--weights", finished / "model.pt")
     assert line.endswith(f": {difference.format(data=data)}\n")
 
 
@@ -259,13 +259,13 @@ def test_official_weights_are_evaluated_on_a_thousand_folders_of_any_name(
     for index in range(1000):
         (tmp_path / "val" / f"n{index:08}").mkdir(parents=True)
         (tmp_path / "val" / f"n{index:08}" / "cat.jpg").symlink_to(ROOT / "docs" / "cat.jpg")
-    result = call(main, tmp_path, "--pretrained", "--evaluate", "--image-size", 32, "--workers", 0)
+    result = call(evaluate.main, tmp_path, "--pretrained", "--image-size", 32, "--workers", 0)
     assert result.stdout.startswith("top-1 0.100%, top-5 0.500%, loss "), result
     assert result.stdout.endswith(": 1,000 images\n")
 
 
 def test_official_weights_are_not_evaluated_on_three_classes(official_weights, digits):
-    line = refusal(main, digits, "--pretrained", "--evaluate")
+    line = refusal(evaluate.main, digits, "--pretrained")
     assert line == f"error: the weights are for 1000 classes, and {digits} has 3\n"
 
 
@@ -314,8 +314,8 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
     data = write_digits(tmp_path / "data", "3")
     words = f"error: {data / 'val'}: all images are of one class, 3: "
     assert refusal(main, *arguments(data, tmp_path / "run")).startswith(words)
-    given = data, "--weights", finished / "model.pt", "--evaluate"
-    assert refusal(main, *given).startswith(words)
+    given = data, "--weights", finished / "model.pt"
+    assert refusal(evaluate.main, *given).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,6 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--label-smoothing 1", "--label-smoothing must"),
         ("--model alexnet", "--image-size 32 is too small: AlexNet needs at least 63"),
         ("--pretrained --weights file", "cannot be used together"),
-        ("--evaluate", "--evaluate needs --weights or --pretrained"),
         ("--weights nowhere.pt", "nowhere.pt"),
         ("--out pyproject.toml", "cannot write pyproject.toml/last.ckpt"),
         ("--device nonsense", "--device nonsense"),

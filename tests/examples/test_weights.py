@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 safetensors = pytest.importorskip("safetensors.torch")
 
 import resnet18  # noqa: E402
-from examples.errors import WeightsError  # noqa: E402
+from examples.command import WeightsError  # noqa: E402
 from examples.weights import load_file, load_official  # noqa: E402
 from tests.official import let_be_official, publish  # noqa: E402
 from tests.oracle import deviation, oracle  # noqa: E402

@@ -18,10 +18,9 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalon
 
 # Python 3.14 starts workers by "forkserver" on Linux, earlier versions by "fork".
 START_METHOD = """
-import multiprocessing, sys
-multiprocessing.set_start_method(sys.argv[1])
-from examples.train import main
-main(sys.argv[2:])
+import multiprocessing, runpy, sys
+multiprocessing.set_start_method(sys.argv.pop(1))
+runpy.run_module("examples.train", run_name="__main__")
 """
 
 
@@ -41,11 +40,18 @@ def arguments(data: Path, out: Path, *more: object) -> list[str]:
     return [str(data), "--out", str(out), *small, *map(str, more)]
 
 
-def start(*arguments: object, launcher=(), start_method: str = "", **environment: str):
-    """Start the command in a process of its own."""
-    command = ["-c", START_METHOD, start_method] if start_method else ["-m", "examples.train"]
+def start(
+    *arguments: object,
+    command: str = "train",
+    launcher=(),
+    start_method: str = "",
+    **environment: str,
+):
+    """Start a command in a process of its own."""
+    module = ["-m", f"examples.{command}"]
+    script = ["-c", START_METHOD, start_method] if start_method else module
     return subprocess.Popen(
-        [sys.executable, *launcher, *command, *map(str, arguments)],
+        [sys.executable, *launcher, *script, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
         stdout=subprocess.PIPE,
