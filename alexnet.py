@@ -7,14 +7,18 @@
        https://arxiv.org/abs/1404.5997
 
 What differs from [2012], with its section:
-- 3.5: one tower, as in [2014]. [2012] splits the network over two GPUs.
-- 3.5: 64, 192, 384, 256 and 256 filters, as in the author's later code and torchvision. [2012] has
-  96, 256, 384, 384 and 256.
+- 3.2: one tower, as in [2014]. In [2012], which splits the network over two GPUs, conv2, conv4 and
+  conv5 see the feature maps of their own GPU only.
+- 3.5: 64, 192, 384, 256 and 256 filters, as in cuda-convnet2, the author's code, and torchvision.
+  [2012] has 96, 256, 384, 384 and 256; [2014] has 384 in conv4 (docs/papers.md says more).
+- 3.5: conv1 pads by 2, which gives the 55 x 55 outputs of figure 2. [2012] states no padding.
 - 3.3: no response normalization.
-- 3.5: average pooling before fc1, which lets the network take images of any size from 63 x 63. At
-  224 x 224, it changes nothing.
-- 5: initial weights of another variance, and biases of 0. In [2012], some biases are 1.
-Dropout follows fc1 and fc2, as in [2012] (4.2). In torchvision, it precedes them.
+- 3.5: adaptive average pooling to 6 x 6 before fc1, which lets the network take images of any size
+  from 63 x 63. At 224 x 224, it changes nothing.
+- 5: uniform weights of variance 1 / fan_in, and biases of 0. [2012] has normal weights of standard
+  deviation 0.01, and biases of 1 in conv2, conv4, conv5, fc1 and fc2.
+
+Dropout follows fc1 and fc2, as in [2012], 4.2. In torchvision, it precedes them.
 """
 
 import argparse
@@ -42,7 +46,7 @@ TORCHVISION_NAMES = {
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three fully connected layers: 61,100,840 parameters."""
+    """Five convolutions and three fully connected layers: by default 61,100,840 parameters."""
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5) -> None:
         super().__init__()
@@ -57,9 +61,9 @@ class AlexNet(nn.Module):
         self.fc3 = nn.Linear(4096, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-        # Weights of variance 1 / fan_in: PyTorch's have 1 / (3 fan_in). With a smaller variance
-        # (PyTorch's, or 0.01^2 in [2012], 5), the initial logits hardly depend on the image. With
-        # 2 / fan_in, the loss starts far too high.
+        # PyTorch's weights have variance 1 / (3 fan_in). Times sqrt(3), it is 1 / fan_in. With a
+        # smaller one (PyTorch's, or the 0.01^2 of [2012], section 5), the initial logits hardly
+        # depend on the image. With 2 / fan_in, the loss starts far too high.
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.dim() > 1:  # the weight of a convolution or a linear layer

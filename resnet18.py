@@ -5,8 +5,8 @@
         https://arxiv.org/abs/1512.03385
 [2015b] He, Zhang, Ren, Sun. Delving Deep into Rectifiers. https://arxiv.org/abs/1502.01852
 
-The 18-layer column of table 1 in [2015a], with projection shortcuts where the shape changes
-(option B of section 4.1). The paper's own 18-layer network pads with zeros there (option A).
+The network is the 18-layer column of table 1 in [2015a], with projection shortcuts where the shape
+changes (option B of section 4.1). The 18-layer network of its table 2 pads with zeros (option A).
 """
 
 import argparse
@@ -43,12 +43,12 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(self.conv1(x)))  # (N, out_channels, ceil(H / stride), ...)
-        out = self.bn2(self.conv2(out))  # the same shape: the residual mapping of [2015a], 3.1
+        out = self.bn2(self.conv2(out))  # the same shape: the residual of [2015a], 3.2
         return F.relu(out + self.shortcut(x))  # residual + x (equation 1) or + W x (equation 2)
 
 
 class ResNet18(nn.Module):
-    """A convolution, eight residual blocks and a linear layer: 11,689,512 parameters.
+    """A convolution, eight residual blocks and a linear layer: by default 11,689,512 parameters.
 
     `cifar_stem=True` is the usual variant for 32 x 32 images: the first convolution is 3 x 3 with
     stride 1, and there is no max pooling (github.com/kuangliu/pytorch-cifar).
@@ -72,8 +72,9 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512, num_classes)
 
-        # Weights of variance 2 / fan_out ([2015b], equation 14), to which [2015a], 3.4, refers.
-        # torchvision does the same, so the same seed gives the same initial weights.
+        # Convolutions with weights of variance 2 / fan_out ([2015b], equation 14; [2015a], 3.4,
+        # refers to [2015b]). `fc` keeps PyTorch's default. torchvision does the same, so the same
+        # seed gives the same initial weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -81,7 +82,7 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, num_classes).
 
-        The shapes below are for 224 x 224 images.
+        The shapes below are for 224 x 224 images and the default `conv1` and `maxpool`.
         """
         x = F.relu(self.bn1(self.conv1(x)))  # (N, 64, 112, 112)
         x = self.maxpool(x)  # (N, 64, 56, 56)
