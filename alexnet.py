@@ -10,7 +10,7 @@ What differs from [2012], with its section:
 - 3.2: one tower, as in [2014]. In [2012], which splits the network over two GPUs, conv2, conv4 and
   conv5 see the feature maps of their own GPU only.
 - 3.5: 64, 192, 384, 256 and 256 filters, as in cuda-convnet2, the author's code, and torchvision.
-  [2012] has 96, 256, 384, 384 and 256; [2014] has 384 in conv4 (docs/papers.md says more).
+  [2012] has 96, 256, 384, 384 and 256; [2014] has 384 in conv4.
 - 3.5: conv1 pads by 2, which gives the 55 x 55 outputs of figure 2. [2012] states no padding.
 - 3.3: no response normalization.
 - 3.5: adaptive average pooling to 6 x 6 before fc1, which lets the network take images of any size
@@ -126,8 +126,8 @@ class AlexNet(nn.Module):
             if not isinstance(found, Tensor) or found.dim() != dimensions:
                 raise RuntimeError(
                     f"AlexNet needs a tensor {name} with {dimensions} dimensions. The first names "
-                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "
-                    'pass the state_dict inside: torch.load(file)["state_dict"], for example.'
+                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. If this is a training "
+                    'file, pass the state_dict in it: torch.load(file)["state_dict"], for example.'
                 )
         model = cls(
             num_classes=weights["fc3.weight"].shape[0],

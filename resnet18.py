@@ -133,8 +133,8 @@ class ResNet18(nn.Module):
             if not isinstance(found, Tensor) or found.dim() != dimensions:
                 raise RuntimeError(
                     f"ResNet18 needs a tensor {name} with {dimensions} dimensions. The first names "
-                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. Of a training file, "
-                    'pass the state_dict inside: torch.load(file)["state_dict"], for example.'
+                    f"here are {', '.join(list(state_dict)[:5]) or 'none'}. If this is a training "
+                    'file, pass the state_dict in it: torch.load(file)["state_dict"], for example.'
                 )
         model = cls(
             num_classes=weights["fc.weight"].shape[0],

@@ -243,10 +243,11 @@ def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Ne
         # On CUDA, PyTorch computes float32 convolutions in TF32 by default.
         in_tf32 = images.is_cuda and row.precision == "float32"
         tolerance = TOLERANCES["tf32" if in_tf32 else row.precision]
+        found = deviation(logits, expected)
         require(
-            deviation(logits, expected) < tolerance,
-            f"the logits of {row} are wrong: their relative error is "
-            f"{deviation(logits, expected):.2g}, but must be less than {tolerance}",
+            found < tolerance,
+            f"the logits of {row} are wrong: their relative error is {found:.2g}, "
+            f"but must be less than {tolerance}",
         )
         networks[row] = network
     return networks

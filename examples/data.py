@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision.datasets import CIFAR10
 
-from examples.command import ImageError, UserError
+from examples.command import ImageError, UserError, require
 from examples.distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE, first_process_first
 from examples.images import LabeledImages, train_transform, val_transform
 from examples.memory import reuse_memory
@@ -147,6 +147,17 @@ class RandomCrops(Dataset[Any]):
 
 
 # Loaders
+
+
+def check_loader_options(batch_size: int, workers: int | None, image_size: int | None) -> None:
+    """Raise `UserError` if one of these options is invalid. None: it was not given."""
+    require(batch_size >= 1, "--batch-size must be at least 1")
+    require(
+        batch_size % WORLD_SIZE == 0,
+        f"--batch-size {batch_size} must be divisible by the {WORLD_SIZE} processes",
+    )
+    require(workers is None or workers >= 0, "--workers must not be negative")
+    require(image_size is None or image_size >= 1, "--image-size must be at least 1")
 
 
 def training_loader(

@@ -15,10 +15,10 @@ import torch.distributed as dist
 import tyro
 from tyro.conf import Positional
 
-from examples.command import Model, hint, require, run
-from examples.data import load_images, validation_loader
+from examples.command import Model, UserError, hint, require, run
+from examples.data import check_loader_options, load_images, validation_loader
 from examples.device import DEFAULT_DEVICE
-from examples.distributed import WORLD_SIZE, first_process_first, join_processes, print_once
+from examples.distributed import first_process_first, join_processes, print_once
 from examples.engines import Network
 from examples.exported import Exported, check_exported_options, is_exported, load_exported
 from examples.metrics import accuracy_and_loss, as_classifier, describe_accuracy
@@ -59,15 +59,7 @@ class Config:
 
 def check_options(config: Config) -> None:
     """Raise `UserError` if an option is invalid."""
-    require(config.batch_size >= 1, "--batch-size must be at least 1")
-    require(
-        config.batch_size % WORLD_SIZE == 0,
-        f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
-    )
-    if config.workers is not None:
-        require(config.workers >= 0, "--workers must not be negative")
-    if config.image_size is not None:
-        require(config.image_size >= 1, "--image-size must be at least 1")
+    check_loader_options(config.batch_size, config.workers, config.image_size)
     require(
         config.pretrained != (config.weights is not None),
         "give either --weights FILE or --pretrained",
@@ -98,10 +90,8 @@ def evaluate(config: Config) -> None:
     image_size = config.image_size or found.image_size
     check_image_size(found.name, image_size)
     images = load_images(config.data, image_size, val_only=True)
-    require(
-        is_for_classes(found, images.classes),
-        describe_other_classes(found, images.classes, config.data),
-    )
+    if not is_for_classes(found, images.classes):
+        raise UserError(describe_other_classes(found, images.classes, config.data))
 
     classify = ready_to_classify(found, device, config.precision)
     loader = validation_loader(images.val, config.batch_size, config.workers, device)

@@ -28,7 +28,13 @@ from tyro.conf import Positional
 
 from examples.checkpoint_file import read_checkpoint
 from examples.command import Model, UserError, hint, require, run
-from examples.data import Images, load_images, training_loader, validation_loader
+from examples.data import (
+    Images,
+    check_loader_options,
+    load_images,
+    training_loader,
+    validation_loader,
+)
 from examples.device import DEFAULT_DEVICE, autocast
 from examples.distributed import (
     RANK,
@@ -449,13 +455,7 @@ def read_options(arguments: list[str]) -> tuple[Config, dict[str, Any] | None]:
 def check_options(config: Config) -> None:
     """Raise `UserError` if an option is invalid."""
     require(config.epochs >= 1, "--epochs must be at least 1")
-    require(config.batch_size >= 1, "--batch-size must be at least 1")
-    require(
-        config.batch_size % WORLD_SIZE == 0,
-        f"--batch-size {config.batch_size} must be divisible by the {WORLD_SIZE} processes",
-    )
-    if config.workers is not None:
-        require(config.workers >= 0, "--workers must not be negative")
+    check_loader_options(config.batch_size, config.workers, config.image_size)
     require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
     if config.lr is not None:
         require(0 < config.lr < math.inf, "--lr must be positive and finite")
@@ -464,8 +464,6 @@ def check_options(config: Config) -> None:
             0 <= config.weight_decay < math.inf, "--weight-decay must be finite and not negative"
         )
     require(0 <= config.seed < 2**32, "--seed must be at least 0 and less than 2**32")
-    if config.image_size is not None:
-        require(config.image_size >= 1, "--image-size must be at least 1")
 
     require(
         not (config.pretrained and config.weights is not None),

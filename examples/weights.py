@@ -224,7 +224,7 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
 
-    for note in describe_unused(weights, found):
+    for note in describe_notes(weights, found):
         print(escape(f"note: {path} {note}"), file=sys.stderr)
     return Classifier(
         name=weights.layout.network,
@@ -397,8 +397,8 @@ def find_classes(saved: Mapping[str, Any], weights: Weights) -> tuple[list[str],
 # Messages
 
 
-def describe_unused(weights: Weights, found: list[Weights]) -> Iterator[str]:
-    """Yield a note for other networks, for other tensors, and for a head that is missing."""
+def describe_notes(weights: Weights, found: list[Weights]) -> Iterator[str]:
+    """Yield a note for what is not used, for a head that is missing, and for an assumed stem."""
     others = [str(other) for other in found if other is not weights]
     if others:
         yield f"holds several networks: using {weights}, not {' or '.join(others)}"
@@ -406,6 +406,8 @@ def describe_unused(weights: Weights, found: list[Weights]) -> Iterator[str]:
         yield f"ignored: {summarize_names(weights.ignored)}"
     if not weights.has_head:
         yield f"holds no last layer {weights.layout.head}: it starts anew"
+    if weights.layout.network == "resnet18" and weights.tensors["conv1.weight"].shape[-1] == 3:
+        yield "has a first convolution of 3 x 3: stride 1 and no max pooling are assumed"
 
 
 def describe_contents(saved: Any) -> str:

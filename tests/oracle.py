@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -39,6 +40,21 @@ def randomize(model: nn.Module) -> nn.Module:
     *_, weight, _ = model.parameters()
     weight.data /= 50 if has_batch_norm else 4  # else softmax is 1 for one class of any image
     return model
+
+
+def assert_same_training_step(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
+    """Compare the loss, every gradient and the batch-norm statistics of both networks."""
+    labels = torch.tensor([3, 1, 4, 1])
+    loss, expected_loss = (F.cross_entropy(network(images), labels) for network in (ours, theirs))
+    loss.backward()
+    expected_loss.backward()
+
+    assert deviation(loss, expected_loss) <= 1e-5
+    for (key, parameter), expected in zip(ours.named_parameters(), theirs.parameters()):
+        assert parameter.grad.abs().max() > 0, key
+        assert deviation(parameter.grad, expected.grad) <= 1e-4, key
+    for (key, buffer), expected in zip(ours.named_buffers(), theirs.buffers()):
+        assert deviation(buffer, expected) <= 1e-5, key
 
 
 def deviation(actual: Tensor, expected: Tensor) -> float:

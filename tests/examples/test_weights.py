@@ -180,6 +180,14 @@ def test_a_backbone_without_a_head_is_loaded_for_training_only(tensors, tmp_path
     assert "holds no last layer fc" in capsys.readouterr().err
 
 
+def test_the_assumed_stem_of_a_network_for_small_images_is_said(tmp_path, capsys):
+    network = resnet18.ResNet18(num_classes=3, cifar_stem=True)
+    path = saved({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
+    assert str(load_file(path).network) == str(network)
+    note = f"note: {path} has a first convolution of 3 x 3: stride 1 and no max pooling are assumed"
+    assert capsys.readouterr().err == f"{note}\n"
+
+
 def test_a_network_with_a_head_is_preferred_to_a_backbone(tmp_path):
     path = saved({"model": BODY, "a name of their own": WEIGHTS}, tmp_path / "weights.pth")
     assert load_file(path, head_optional=True).classes == ["0", "1", "2"]
