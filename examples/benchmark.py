@@ -6,39 +6,25 @@ python -m examples.benchmark
 python -m examples.benchmark --model resnet18 --precision int8 --out figures
 """
 
-import contextlib
 import copy
 import itertools
 import json
-import logging
 import math
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import pandas as pd
 import torch
-import torch._inductor.config
-import torchvision
-import tyro
-from matplotlib import cbook
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from tyro.conf import UseAppendAction
 
 from alexnet import AlexNet
-from examples.command import Model, UserError, hint, print_result, require, run
-from examples.device import DEFAULT_DEVICE, find_device
 from examples.engines import (
     Network,
     capabilities,
@@ -55,40 +41,37 @@ from examples.engines import (
     to_openvino,
     to_openvino_int8,
 )
-from examples.images import normalize, open_image
-from examples.weights import MODELS
+from examples.lib.command import Model, UserError, hint, parse, print_result, require, run
+from examples.lib.compare import TOLERANCES, relative_error, silence, time_in_turns
+from examples.lib.data import crop_photograph
+from examples.lib.distributed import find_device
+from examples.lib.networks import ARCHITECTURES, normalize
+from examples.lib.results import new_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 Precision = Literal["float32", "bfloat16", "int8"]
-Value = TypeVar("Value")
-Several = UseAppendAction[tuple[Value, ...]]  # of an option that may be repeated
 COLORS = {"float32": "#0072b2", "bfloat16": "#e69f00", "int8": "#009e73"}  # color-blind safe
-
-# The largest `deviation` at which the logits of a row are accepted. With the networks and images
-# of this file, correct logits deviate by up to 1e-5 in float32, 0.008 in TF32, 0.07 in bfloat16 and
-# 0.41 in int8. Wrong logits deviate by 0.7 to 3: those of other images, other weights or swapped
-# color channels.
-TOLERANCES = {"float32": 1e-3, "tf32": 0.02, "bfloat16": 0.15, "int8": 0.55}
 CHECKED_IMAGES = 16
 CALIBRATION_IMAGES = 8
-MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Options:
     """Time AlexNet and ResNet-18 with each engine and precision, and compare with torchvision."""
 
-    model: Annotated[Several[Model], hint("{alexnet,resnet18}", "repeatable; default: both")] = ()
-    """Network to time."""
-    precision: Annotated[
-        Several[Precision], hint("{float32,bfloat16,int8}", "repeatable; default: all")
-    ] = ()
-    """Precision to time. torchvision's network in float32, not compiled, is always timed too."""
-    batch_size: Annotated[Several[int], hint("INT", "repeatable; default: 1, 8 and 32")] = ()
-    """Number of images in a batch."""
-    image_size: Annotated[Several[int], hint("INT", "repeatable; default: 224")] = ()
-    """Height and width of the images in pixels."""
+    model: tuple[Model, ...] = ("alexnet", "resnet18")
+    """Networks to time."""
+    precision: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+    """Precisions to time. torchvision's network in float32, not compiled, is always timed too."""
+    batch_size: tuple[int, ...] = (1, 8, 32)
+    """Numbers of images in a batch."""
+    image_size: tuple[int, ...] = (224,)
+    """Heights and widths of the images in pixels."""
 
-    device: str = DEFAULT_DEVICE
+    device: Annotated[str | None, hint("NAME", "default: cuda if there is a GPU, else cpu")] = None
     """PyTorch device, such as cpu, cuda:1 or mps."""
     seconds: float = 5.0
     """Seconds to measure each column of the table, not counting the time to compile."""
@@ -170,6 +153,8 @@ def build_network(name: str, images: Tensor, seed: int = 0) -> nn.Module:
     With torchvision's own random weights, AlexNet's logits are nearly the same for all images, and
     batch norm changes nothing. Wrong logits could then not be told from correct ones.
     """
+    import torchvision
+
     torch.manual_seed(seed)
     network: nn.Module = torchvision.models.get_model(name)
     for module in network.modules():
@@ -191,25 +176,10 @@ def build_network(name: str, images: Tensor, seed: int = 0) -> nn.Module:
 
 def load_images(size: int, count: int) -> Tensor:
     """Return normalized random crops of a photograph, float32 (count, 3, size, size)."""
-    path = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    crop = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
-    torch.manual_seed(0)
-    with open_image(path) as photograph:
-        images: Tensor = normalize(torch.stack([crop(photograph) for _ in range(count)]))
-    return images
+    return normalize(torch.from_numpy(crop_photograph(size, count)))
 
 
 # Checking the logits
-
-
-def deviation(logits: Tensor, expected: Tensor) -> float:
-    """Return the largest relative error over the images, for logits (N, num_classes).
-
-    The relative error of an image is the norm of the difference between its logits and the expected
-    ones, divided by the norm of the expected ones.
-    """
-    deviations = (logits - expected).norm(dim=1) / expected.norm(dim=1)
-    return float(deviations.max())
 
 
 @torch.no_grad()
@@ -243,7 +213,7 @@ def build_rows(rows: list[Row], images: Tensor, batch_size: int) -> dict[Row, Ne
         # On CUDA, PyTorch computes float32 convolutions in TF32 by default.
         in_tf32 = images.is_cuda and row.precision == "float32"
         tolerance = TOLERANCES["tf32" if in_tf32 else row.precision]
-        found = deviation(logits, expected)
+        found = relative_error(logits.cpu().numpy(), expected.cpu().numpy())
         require(
             found < tolerance,
             f"the logits of {row} are wrong: their relative error is {found:.2g}, "
@@ -272,67 +242,39 @@ def choose_rows(rows: list[Row], precisions: tuple[str, ...], device: str) -> li
 
 
 @torch.no_grad()
-def time_in_turns(
+def time_networks(
     networks: dict[Row, Network], images: Tensor, seconds: float
 ) -> dict[Row, list[float]]:
-    """Return the milliseconds that each network takes for the images, one number per round.
+    """Return the milliseconds that each network takes for the images, one number per round."""
 
-    Each round times every network once. If other programs slow the machine down for a while, they
-    slow down all networks alike.
-    """
-    for network in networks.values():
-        network(images)  # the first call with a batch size compiles
-    times: dict[Row, list[float]] = {row: [] for row in networks}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < MIN_ROUNDS or time.perf_counter() < end:
-        for row, network in networks.items():
-            times[row].append(milliseconds_per_call(network, images))
-        rounds += 1
-    return times
+    def classify(network: Network) -> None:
+        network(images)
+        if images.device.type != "cpu":  # the call returns before a GPU has finished
+            torch.accelerator.synchronize(images.device)
+
+    calls = [partial(classify, network) for network in networks.values()]
+    return dict(zip(networks, time_in_turns(calls, seconds), strict=True))
 
 
-def milliseconds_per_call(network: Network, images: Tensor) -> float:
-    """Return the median time of a call. Calls are repeated until they have taken 0.1 s.
-
-    One call before them is not counted: it loads the network into the caches of the processor,
-    which other networks have just filled.
-    """
-    time.sleep(0.05)  # ONNX Runtime's threads keep the CPU busy for a while after a call
-    seconds_of_a_call(network, images)
-    calls: list[float] = []
-    while sum(calls) < 0.1:
-        calls.append(seconds_of_a_call(network, images))
-    return 1e3 * statistics.median(calls)
-
-
-def seconds_of_a_call(network: Network, images: Tensor) -> float:
-    """Return the time until the logits are computed."""
-    start = time.perf_counter()
-    network(images)
-    if images.device.type != "cpu":  # the call returns before a GPU has finished
-        torch.accelerator.synchronize(images.device)
-    return time.perf_counter() - start
-
-
-def time_model(config: Config, model: str, image_size: int, machine: str) -> list[Result]:
+def time_model(
+    options: Options, model: Model, image_size: int, device: torch.device, machine: str
+) -> list[Result]:
     """Build all rows for one network, check their logits, and time them at all batch sizes."""
-    first_size = config.batch_size[0]
+    first_size = options.batch_size[0]
     num_checked = math.ceil(CHECKED_IMAGES / first_size) * first_size  # in full batches
-    images = load_images(image_size, max(num_checked, *config.batch_size)).to(config.device)
+    images = load_images(image_size, max(num_checked, *options.batch_size)).to(device)
     theirs = build_network(model, images[:num_checked])
-    ours = MODELS[model].from_state_dict(theirs.state_dict()).to(config.device).eval()
+    ours = ARCHITECTURES[model].network.from_state_dict(theirs.state_dict()).to(device).eval()
 
     results = []
-    # Some engines print their progress on standard output, where only the table belongs.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as folder, silence():
         rows = define_rows(theirs, ours, images[:CALIBRATION_IMAGES], Path(folder))
-        rows = choose_rows(rows, config.precision, images.device.type)
+        rows = choose_rows(rows, options.precision, device.type)
         networks = build_rows(rows, images[:num_checked], first_size)
 
-        for batch_size in config.batch_size:
+        for batch_size in options.batch_size:
             log(f"timing {model}, {batch_size} x {image_size} x {image_size}")
-            times = time_in_turns(networks, images[:batch_size], config.seconds)
+            times = time_networks(networks, images[:batch_size], options.seconds)
             for row, milliseconds in times.items():
                 result = Result(
                     row=row.name,
@@ -352,6 +294,8 @@ def time_model(config: Config, model: str, image_size: int, machine: str) -> lis
 
 def describe_machine(device: torch.device) -> str:
     """Return one line with what the times depend on: device, number of threads and versions."""
+    import torchvision
+
     found = capabilities()
     name = found.get("cpu_name") or found.get("architecture") or "processor"
     instructions = [torch.backends.cpu.get_cpu_capability()]
@@ -371,11 +315,13 @@ def describe_machine(device: torch.device) -> str:
     return ", ".join(parts)
 
 
-def summarize(results: list[Result]) -> pd.DataFrame:
+def summarize(results: list[Result]) -> "pd.DataFrame":
     """Return a table with the median time, `ms`, and the speedup of each result.
 
     The speedup is the median time of eager torchvision divided by that of the result.
     """
+    import pandas as pd
+
     table = pd.DataFrame(map(asdict, results))
     table["ms"] = table.pop("milliseconds").map(statistics.median)
     table["column"] = [
@@ -387,7 +333,7 @@ def summarize(results: list[Result]) -> pd.DataFrame:
     return table
 
 
-def format_tables(table: pd.DataFrame) -> str:
+def format_tables(table: "pd.DataFrame") -> str:
     """Return a Markdown table for each network."""
     text = f"{table.machine.iloc[0]}\n"
     for model, part in table.groupby("model", sort=False):
@@ -405,12 +351,12 @@ def format_tables(table: pd.DataFrame) -> str:
     return text
 
 
-def draw_speedups(table: pd.DataFrame) -> Figure:
+def draw_speedups(table: "pd.DataFrame") -> "Figure":
     """Plot the speedups at the smallest and largest batch size, one row of plots per network."""
     models = list(table.model.unique())
     smallest, largest = table.batch_size.min(), table.batch_size.max()
     columns = list(table[table.batch_size.isin([smallest, largest])].column.unique())
-    figure = Figure(figsize=(10, 1 + 3.6 * len(models)), dpi=150, layout="constrained")
+    figure = new_figure(10, 1 + 3.6 * len(models))
     figure.suptitle(f"Speedup over eager float32 torchvision\n{table.machine.iloc[0]}", fontsize=10)
     grid = figure.subplots(len(models), len(columns), squeeze=False, sharex=True)
     for (i, model), (j, column) in itertools.product(enumerate(models), enumerate(columns)):
@@ -427,6 +373,8 @@ def draw_speedups(table: pd.DataFrame) -> Figure:
         if j > 0:
             axes.set_yticklabels([])
     used = [precision for precision in COLORS if precision in set(table.precision)]
+    from matplotlib.patches import Patch
+
     handles = [Patch(color=COLORS[precision], label=precision) for precision in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -437,69 +385,43 @@ def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def fill_in_defaults(config: Config) -> Config:
-    """Fill in the options that were not given, and create --out.
-
-    Raises:
-        UserError: an option is invalid.
-    """
-    config = Config(
-        model=unique(config.model) or ("alexnet", "resnet18"),
-        precision=unique(config.precision) or ("float32", "bfloat16", "int8"),
-        batch_size=unique(config.batch_size) or (1, 8, 32),
-        image_size=unique(config.image_size) or (224,),
-        device=str(find_device(config.device)),
-        seconds=config.seconds,
-        out=config.out,
-    )
-    require(min(config.batch_size) >= 1, "--batch-size must be at least 1")
-    require(min(config.image_size) >= 63, "--image-size must be at least 63")
-    if config.out:
+def check_options(options: Options) -> None:
+    """Raise `UserError` if an option is invalid. Create --out."""
+    require(min(options.batch_size) >= 1, "--batch-size must be at least 1")
+    smallest = max(ARCHITECTURES[model].min_image_size for model in options.model)
+    require(min(options.image_size) >= smallest, f"--image-size must be at least {smallest}")
+    if options.out:
         try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=config.out).close()  # can be written to, also minutes later
+            options.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out).close()  # can be written to, also minutes later
         except OSError as error:
-            raise UserError(f"cannot write to the folder {config.out}: {error.strerror}") from error
-    return config
+            raise UserError(
+                f"cannot write to the folder {options.out}: {error.strerror}"
+            ) from error
 
 
-def unique(values: tuple[Value, ...]) -> tuple[Value, ...]:
-    """Return the values in their order, each once."""
-    return tuple(dict.fromkeys(values))
-
-
-def silence_compilers() -> None:
-    """Do not print the warnings of the engines, nor the tables of PyTorch's autotuner."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    inductor = torch._inductor.config
-    if hasattr(inductor, "autotune_num_choices_displayed"):
-        inductor.autotune_num_choices_displayed = 0
-    if hasattr(inductor, "max_autotune_report_choices_stats"):
-        inductor.max_autotune_report_choices_stats = False
-
-
-def benchmark(config: Config) -> None:
+def benchmark(options: Options) -> None:
     """Time all rows, and print the table or write it to --out too."""
-    machine = describe_machine(torch.device(config.device))
+    device = find_device(options.device)
+    machine = describe_machine(device)
     results = []
-    for model, image_size in itertools.product(config.model, config.image_size):
-        results += time_model(config, model, image_size, machine)
+    for model, image_size in itertools.product(options.model, options.image_size):
+        results += time_model(options, model, image_size, device, machine)
 
     table = summarize(results)
     text = format_tables(table)
     print_result(text.removesuffix("\n"))
-    if config.out:
+    if options.out:
         times = json.dumps(list(map(asdict, results)), indent=1)
-        (config.out / "times.json").write_text(times, encoding="utf-8")
-        (config.out / "table.md").write_text(text, encoding="utf-8")
-        draw_speedups(table).savefig(config.out / "speed.png")
+        (options.out / "times.json").write_text(times, encoding="utf-8")
+        (options.out / "table.md").write_text(text, encoding="utf-8")
+        draw_speedups(table).savefig(options.out / "speed.png")
 
 
 def main(arguments: list[str]) -> None:
-    config = fill_in_defaults(tyro.cli(Config, prog="python -m examples.benchmark", args=arguments))
-    silence_compilers()
-    benchmark(config)
+    options = parse("benchmark", Options, arguments)
+    check_options(options)
+    benchmark(options)
 
 
 if __name__ == "__main__":

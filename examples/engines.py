@@ -13,11 +13,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 
+from examples.lib.classifier import onnx_session, run_onnx, run_openvino
+
 if TYPE_CHECKING:
-    import onnxruntime
     import openvino
 
 Network = Callable[[Tensor], Tensor]
@@ -74,13 +74,20 @@ def compiled(network: nn.Module, autotune: bool = False) -> Network:
             AlexNet becomes up to 1.3 times faster, but takes four times as long to compile. On a
             CPU, ResNet-18 gains nothing.
     """
-    # Freezing makes the weights constants, and folds batch norm into the convolutions.
-    torch._inductor.config.freezing = True
+    freeze_weights()
+    torch._inductor.config.autotune_num_choices_displayed = 0  # no tables
     network = network.to(memory_format=torch.channels_last)
     # The mode "max-autotune" uses CUDA graphs on a GPU: a call overwrites the logits of the last.
     mode = "max-autotune-no-cudagraphs" if autotune else "default"
     fast: Network = torch.compile(network, mode=mode, dynamic=False)
     return fast
+
+
+def freeze_weights() -> None:
+    """Let torch.compile treat weights as constants, and fold batch norm into the convolutions."""
+    import torch._inductor.config  # it takes a second
+
+    torch._inductor.config.freezing = True
 
 
 def in_bfloat16(network: Network, device: str = "cpu") -> Network:
@@ -118,7 +125,7 @@ def compiled_int8(network: nn.Module, images: Tensor) -> Network:
 
     The first call with a new batch size compiles.
     """
-    torch._inductor.config.freezing = True  # without it, int8 may be slower than float32
+    freeze_weights()  # without it, int8 may be slower than float32
     fast: Network = torch.compile(to_int8(network, images), dynamic=False)
     return fast
 
@@ -129,7 +136,7 @@ def compile_to_file(network: nn.Module, images: Tensor, file: Path) -> None:
     The file contains the weights. Another process loads it with
     `torch._inductor.aoti_load_package(file)` and does not compile.
     """
-    torch._inductor.config.freezing = True
+    freeze_weights()
     with torch.no_grad():
         program = torch.export.export(network, (images,))
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
@@ -176,16 +183,8 @@ def in_openvino(model: openvino.Model | Path, precision: str = "f32") -> Network
         model: the model, or the path of its .xml file.
         precision: "f32" or "bf16". Layers that are quantized to int8 stay in int8.
     """
-    import openvino
-
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    network = openvino.compile_model(model, "CPU", config)
-    # OpenVINO would copy a channels-last tensor too, but more slowly.
-    return lambda images: torch.from_numpy(network(images.contiguous().numpy())[0])
+    run = run_openvino(model, torch.get_num_threads(), precision)
+    return lambda images: torch.from_numpy(run(images.numpy()))
 
 
 # ONNX Runtime
@@ -193,6 +192,8 @@ def in_openvino(model: openvino.Model | Path, precision: str = "f32") -> Network
 
 def to_onnx(network: nn.Module, images: Tensor, file: Path) -> Path:
     """Write the network to an ONNX file for any batch size. Return the path of the file."""
+    import onnxscript  # noqa: F401  torch.onnx needs it
+
     torch.onnx.export(
         network,
         (images[[0, -1]],),  # two images: a batch of one would become a constant
@@ -227,16 +228,7 @@ def to_onnx_int8(file: Path, images: Tensor) -> Path:
     return quantized
 
 
-def onnx_session(file: Path) -> onnxruntime.InferenceSession:
-    """Load an ONNX file into ONNX Runtime, which uses as many threads as PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(file, options)
-
-
 def in_onnx_runtime(file: Path) -> Network:
-    """Return the network in an ONNX file, run by ONNX Runtime."""
-    session = onnx_session(file)
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    """Return the network in an ONNX file, run by ONNX Runtime on as many threads as PyTorch."""
+    run = run_onnx(onnx_session(file, torch.get_num_threads()))
+    return lambda images: torch.from_numpy(run(images.numpy()))

@@ -7,69 +7,55 @@ torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
 
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO
 
-import pandas as pd
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-import tyro
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tyro.conf import Positional
 
-from examples.checkpoint_file import read_checkpoint
-from examples.command import Model, UserError, hint, require, run
-from examples.data import (
-    Images,
+from examples.lib.checkpoints import is_for_classes, load_weights, read_checkpoint
+from examples.lib.classifier import EXPORTED, Metadata, default_resize_size
+from examples.lib.command import Model, Precision, UserError, hint, parse, require, run
+from examples.lib.data import (
+    Data,
+    EpochSampler,
     check_loader_options,
-    load_images,
+    load_data,
     training_loader,
     validation_loader,
 )
-from examples.device import DEFAULT_DEVICE, autocast
-from examples.distributed import (
+from examples.lib.distributed import (
     RANK,
     WORLD_SIZE,
-    copy_running_statistics,
-    first_process_first,
+    broadcast_buffers,
+    find_device,
     join_processes,
+    leave_processes,
     mean_over_processes,
     print_once,
+    rank_0_first,
 )
-from examples.exported import is_exported
-from examples.images import normalize
-from examples.metrics import (
-    accuracy_and_loss,
-    as_classifier,
-    batches_on,
-    describe_accuracy,
-    progress_bar,
-)
-from examples.weights import (
-    MODELS,
-    Classifier,
+from examples.lib.metrics import accuracy_and_loss, describe_accuracy, progress_bar, sound_batches
+from examples.lib.networks import (
+    ARCHITECTURES,
+    Network,
+    PixelNetwork,
+    as_function,
+    autocast,
     check_image_size,
-    is_for_classes,
-    load_file,
-    load_official,
 )
-
-LEARNING_RATES = {"alexnet": 0.02, "resnet18": 0.1}  # peaks, for batches of 256 images
-WEIGHT_DECAYS = {"alexnet": 5e-4, "resnet18": 1e-4}  # from the two papers
-HEAD_NAMES = {"alexnet": "fc3", "resnet18": "fc"}
+from examples.lib.results import new_figure, write_atomically
 
 
 @dataclass(frozen=True)
-class Config:
+class Options:
     """Train or fine-tune AlexNet or ResNet-18."""
 
     data: Annotated[Positional[str], hint("DATA", "required, except with --resume")]
@@ -78,11 +64,11 @@ class Config:
     """Network to train. With --weights, the network of that file."""
     pretrained: bool = False
     """Start from the official ImageNet weights."""
-    weights: Annotated[str | None, hint("FILE", "optional")] = None
+    weights: Annotated[Path | None, hint("FILE", "optional")] = None
     """Start from the weights in this file."""
     resume: bool = False
     """Continue the run in --out after its last finished epoch, with its options."""
-    out: str = "runs/train"
+    out: Path = Path("runs/train")
     """Folder for the results."""
 
     epochs: int = 90
@@ -97,15 +83,25 @@ class Config:
     """Fraction of each label that is spread evenly over all classes."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Precision of the forward pass, which uses autocast. The weights stay in float32."""
     seed: int = 0
     """Random seed for the initial weights, the order of the images, the crops and dropout."""
 
-    device: str = DEFAULT_DEVICE
+    device: Annotated[str | None, hint("NAME", "default: cuda if there is a GPU, else cpu")] = None
     """PyTorch device, such as cpu, cuda:1 or mps."""
     workers: Annotated[int | None, hint("INT", "default: one for each CPU core, at most 16")] = None
     """Processes that read images, for each training process. They do not affect the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
+    """The options of a run, of which none is left open. None: whatever this machine has."""
+
+    model: Model
+    lr: float
+    weight_decay: float
+    image_size: int
 
 
 # The options that may change when a run is resumed: they do not affect its result,
@@ -113,29 +109,36 @@ class Config:
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
 
 
-def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
+def train(
+    config: Config,
+    device: torch.device,
+    initial: tuple[Network, Metadata] | None,
+    checkpoint: dict[str, Any] | None,
+) -> None:
     """Train or fine-tune a network. Write its weights, metrics and curves to --out.
 
     Args:
         config: the options.
+        device: where to compute.
+        initial: the network to start from. None: random weights.
         checkpoint: what `save_checkpoint` wrote, to continue from. None: start a new run.
     """
-    device = join_processes(config.device)
-    initial = None if checkpoint else load_initial(config)
-    config = fill_in_defaults(config, initial)
     check_image_size(config.model, config.image_size)
     check_batch_norm(config)
-
-    images = load_images(config.data, config.image_size, val_only=False)
-    check_images(config, images, checkpoint)
+    resize_size = default_resize_size(config.image_size)
+    data = load_data(config.data, resize_size)
+    check_data(config, data, checkpoint)
+    sampler = EpochSampler(data.train, config.seed)
     train_loader = training_loader(
-        images.train, config.seed, config.batch_size, config.workers, device
+        data.train, config.image_size, sampler, config.batch_size, config.workers
     )
-    val_loader = validation_loader(images.val, config.batch_size, config.workers, device)
+    val_loader = validation_loader(
+        data.val, config.image_size, resize_size, config.batch_size, config.workers
+    )
 
     torch.manual_seed(config.seed)
-    network = build_network(config, initial, images.classes)
-    network.to(device).to(memory_format=torch.channels_last)
+    network = build_network(config, initial, data.val.classes)
+    pixel_network = PixelNetwork(network).to(device).to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -156,30 +159,31 @@ def train(config: Config, checkpoint: dict[str, Any] | None) -> None:
         scaler.load_state_dict(checkpoint["scaler"])
         rows = checkpoint["rows"]
 
-    model = DistributedDataParallel(network) if WORLD_SIZE > 1 else network
+    model = DistributedDataParallel(pixel_network) if WORLD_SIZE > 1 else pixel_network
+    logits_of = as_function(pixel_network, device, config.precision)
 
     if RANK == 0 and not checkpoint:  # now, to learn before the first step if --out is read-only
-        save_checkpoint(config, network, optimizer, scaler, images, rows)
-    print_once(describe_run(config, network, images, device, len(train_loader)))
+        save_checkpoint(config, network, optimizer, scaler, data, rows)
+    print_once(describe_run(config, network, data, device, len(train_loader)))
     if checkpoint:
         print_once(describe_resume(config, rows))
 
     for epoch in range(len(rows) + 1, config.epochs + 1):
-        train_loader.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         torch.manual_seed(hash((config.seed, epoch, RANK)))  # for dropout, also in a resumed run
 
         row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
-        copy_running_statistics(network)
-        classify = as_classifier(network, device, config.precision)
-        row |= accuracy_and_loss(classify, val_loader, device)
+        broadcast_buffers(network)
+        model.eval()
+        row |= accuracy_and_loss(logits_of, val_loader)
         if not math.isfinite(row["val_loss"]):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         rows.append({"epoch": epoch, **row})
 
         if RANK == 0:
-            save_results(config, network, images.classes, rows)
-            save_checkpoint(config, network, optimizer, scaler, images, rows)
-        print_once(describe_epoch(config, rows[-1], len(images.classes)))
+            save_results(config, network, data.val.classes, rows)
+            save_checkpoint(config, network, optimizer, scaler, data, rows)
+        print_once(describe_epoch(config, rows[-1], len(data.val.classes)))
 
 
 def train_one_epoch(
@@ -203,14 +207,15 @@ def train_one_epoch(
     start = time.perf_counter()
 
     with progress_bar(loader, f"epoch {epoch}/{config.epochs}") as bar:
-        for step, (images, labels) in enumerate(batches_on(device, bar), start=1):
+        for step, (images, labels) in enumerate(sound_batches(bar), start=1):
             # Taken at the middle of the step, so that no step has a learning rate of zero.
             progress = (epoch - 1 + (step - 0.5) / len(loader)) / config.epochs
             lr = learning_rate(progress, config.lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            images = normalize(images.to(memory_format=torch.channels_last))
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=True)
             with autocast(device, config.precision):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
@@ -260,7 +265,7 @@ def save_checkpoint(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    images: Images,
+    data: Data,
     rows: list[dict[str, float]],
 ) -> None:
     """Write last.ckpt, from which --resume continues."""
@@ -269,23 +274,29 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "rows": rows,
-        "config": asdict(config),
+        "config": {key: storable(value) for key, value in asdict(config).items()},
         "processes": WORLD_SIZE,
-        "images": images.description,
-        "classes": images.classes,  # with the image size, so that --weights accepts the file too
+        "images": data.description,
+        "classes": data.val.classes,  # with the sizes, so that --weights accepts the file too
         "image_size": config.image_size,
+        "resize_size": default_resize_size(config.image_size),
     }
-    write_atomically(Path(config.out, "last.ckpt"), partial(torch.save, checkpoint))
+    write_atomically(config.out / "last.ckpt", partial(torch.save, checkpoint))
 
 
-def load_checkpoint(out: str) -> dict[str, Any]:
+def storable(value: Any) -> Any:
+    """Return an option as torch.load reads it without running code: a path as text."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def load_checkpoint(out: Path) -> dict[str, Any]:
     """Return the checkpoint of the run in the folder `out`.
 
     Raises:
         UserError: there is none, or this version or these processes cannot continue from it.
     """
-    path = Path(out, "last.ckpt")
-    require(os.path.exists(path), f"no run to resume in {out}: it has no last.ckpt")
+    path = out / "last.ckpt"
+    require(path.exists(), f"no run to resume in {out}: it has no last.ckpt")
     checkpoint: dict[str, Any] = read_checkpoint(path)
     require("config" in checkpoint, f"{path} is not a checkpoint of examples.train")
     require(
@@ -297,14 +308,17 @@ def load_checkpoint(out: str) -> dict[str, Any]:
     return checkpoint
 
 
-def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -> Config:
+def resumed_config(arguments: list[str], checkpoint: dict[str, Any], out: Path) -> Config:
     """Return the options of the run in the folder `out`, and those given now that may change.
 
     Raises:
         UserError: another option is given and has changed.
     """
-    saved = Config(**{**checkpoint["config"], "out": out, "resume": True})
-    config = parse(arguments, default=saved)
+    options = {**checkpoint["config"], "out": out, "resume": True}
+    if options["weights"] is not None:
+        options["weights"] = Path(options["weights"])
+    saved = Config(**options)
+    config = parse("train", Config, arguments, default=saved)
     changed = [
         name
         for name, value in asdict(config).items()
@@ -313,7 +327,7 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
     if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
         raise UserError(
             f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
-            f"network further, start a new run with --weights {Path(out, 'model.pt')}"
+            f"network further, start a new run with --weights {out / 'model.pt'}"
         )
     if changed:
         name = changed[0]
@@ -322,10 +336,10 @@ def resume_options(arguments: list[str], checkpoint: dict[str, Any], out: str) -
     return config
 
 
-def check_no_run(out: str) -> None:
+def check_no_run(out: Path) -> None:
     """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
-    path = Path(out, "last.ckpt")
-    if os.path.exists(path):
+    path = out / "last.ckpt"
+    if path.exists():
         require(
             read_checkpoint(path).get("rows") == [],
             f"{out} already holds a run: add --resume or choose another --out",
@@ -339,24 +353,30 @@ def save_results(
     config: Config, network: nn.Module, classes: list[str], rows: list[dict[str, float]]
 ) -> None:
     """Write metrics.csv and curves.png, and model.pt if the last epoch has the best top-1."""
-    out = Path(config.out)
+    import pandas as pd
+
     table = pd.DataFrame(rows)
-    write_atomically(out / "metrics.csv", partial(table.to_csv, index=False))
+    write_atomically(config.out / "metrics.csv", partial(table.to_csv, index=False))
     title = f"{config.model} on {len(classes)} classes, {config.image_size} × {config.image_size}"
-    write_atomically(out / "curves.png", partial(draw_curves, table, title))
+    write_atomically(config.out / "curves.png", partial(draw_curves, table, title))
 
     if table["val_top1"].idxmax() == len(rows) - 1:  # on a tie, the first epoch is kept
         weights = {
             name: tensor.cpu().contiguous()  # not channels-last
             for name, tensor in network.state_dict().items()
         }
-        best = {"state_dict": weights, "classes": classes, "image_size": config.image_size}
-        write_atomically(out / "model.pt", partial(torch.save, best))
+        best = {
+            "state_dict": weights,
+            "classes": classes,
+            "image_size": config.image_size,
+            "resize_size": default_resize_size(config.image_size),
+        }
+        write_atomically(config.out / "model.pt", partial(torch.save, best))
 
 
-def draw_curves(table: pd.DataFrame, title: str, file: BinaryIO) -> None:
+def draw_curves(table: Any, title: str, file: BinaryIO) -> None:
     """Plot the loss and the top-1 accuracy over the epochs, as a PNG file."""
-    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    figure = new_figure(10, 4)
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     for axes, metric, label in (
@@ -372,87 +392,53 @@ def draw_curves(table: pd.DataFrame, title: str, file: BinaryIO) -> None:
     figure.savefig(file, format="png")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a temporary file, then rename it to `path`, so that `path` is never half written.
-
-    Create its folder if there is none.
-
-    Raises:
-        UserError: this is not possible.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
 # The network
 
 
-def load_initial(config: Config) -> Classifier | None:
+def load_initial(options: Options) -> tuple[Network, Metadata] | None:
     """Return the network of --weights or --pretrained, or None for random weights."""
-    if config.weights is not None:
-        return load_file(config.weights, config.model, head_optional=True)
-    if config.pretrained:
-        with first_process_first():
-            return load_official(config.model or "resnet18")
-    return None
+    if options.weights is None and not options.pretrained:
+        return None
+    with rank_0_first():  # it may download the weights
+        return load_weights(options.weights, options.model, head_optional=True)
 
 
-def build_network(config: Config, initial: Classifier | None, classes: list[str]) -> nn.Module:
+def build_network(
+    config: Config, initial: tuple[Network, Metadata] | None, classes: list[str]
+) -> Network:
     """Return the network to train.
 
     If the initial weights are for other classes, the network gets a new head with random weights.
     """
-    if initial and is_for_classes(initial, classes):
-        return initial.network
-
-    network = MODELS[config.model](num_classes=len(classes))
+    architecture = ARCHITECTURES[config.model]
     if initial is None:
-        return network
-
-    head = HEAD_NAMES[config.model]
-    setattr(initial.network, head, getattr(network, head))
-    return initial.network
+        return architecture.network(num_classes=len(classes))
+    network, metadata = initial
+    if not is_for_classes(metadata, classes):
+        new = architecture.network(num_classes=len(classes))
+        setattr(network, architecture.head, getattr(new, architecture.head))
+    return network
 
 
 # The options
 
 
-def parse(arguments: list[str], default: Config | None = None) -> Config:
-    """Return the options. What is not given is as in `default`."""
-    # Of the flags --x and --no-x, there is only that which changes the default. When a run is
-    # resumed, those that it was started with can be given again.
-    flags = () if default else (tyro.conf.FlagCreatePairsOff,)
-    config: Config = tyro.cli(
-        Config, prog="python -m examples.train", args=arguments, default=default, config=flags
-    )
-    return config
-
-
-def read_options(arguments: list[str]) -> tuple[Config, dict[str, Any] | None]:
-    """Return the options, and with --resume the checkpoint to continue from.
+def read_options(arguments: list[str]) -> tuple[Options, dict[str, Any] | None]:
+    """Return the options, and with --resume a `Config` and the checkpoint to continue from.
 
     With --resume, the options that are not given are those of the run.
     """
     if "--resume" in arguments:
-        given = parse(arguments, default=Config(data=""))
-        checkpoint = load_checkpoint(given.out)
-        return resume_options(arguments, checkpoint, given.out), checkpoint
+        out = parse("train", Options, arguments, default=Options(data="")).out
+        checkpoint = load_checkpoint(out)
+        return resumed_config(arguments, checkpoint, out), checkpoint
 
-    config = parse(arguments)
-    check_no_run(config.out)
-    return config, None
+    options = parse("train", Options, arguments)
+    check_no_run(options.out)
+    return options, None
 
 
-def check_options(config: Config) -> None:
+def check_options(config: Options) -> None:
     """Raise `UserError` if an option is invalid."""
     require(config.epochs >= 1, "--epochs must be at least 1")
     check_loader_options(config.batch_size, config.workers, config.image_size)
@@ -470,7 +456,7 @@ def check_options(config: Config) -> None:
         "--pretrained and --weights cannot be used together",
     )
     require(
-        not is_exported(config.weights),
+        config.weights is None or config.weights.suffix not in EXPORTED,
         f"{config.weights} is an exported network, which cannot be trained: use its weights",
     )
 
@@ -485,48 +471,49 @@ def check_batch_norm(config: Config) -> None:
     )
 
 
-def check_images(config: Config, images: Images, checkpoint: dict[str, Any] | None) -> None:
+def check_data(config: Config, data: Data, checkpoint: dict[str, Any] | None) -> None:
     """Raise `UserError` if the images do not fill a batch or are not those of the run."""
     require(
-        len(images.train) >= config.batch_size,
-        f"{len(images.train)} training images do not fill a batch of {config.batch_size}: "
+        len(data.train) >= config.batch_size,
+        f"{len(data.train)} training images do not fill a batch of {config.batch_size}: "
         "choose a smaller --batch-size",
     )
     if checkpoint:
         before = checkpoint["images"]
         require(
-            before == images.description,
-            f"the run in {config.out} used {before}, not {images.description}",
+            before == data.description,
+            f"the run in {config.out} used {before}, not {data.description}",
         )
 
 
-def fill_in_defaults(config: Config, initial: Classifier | None) -> Config:
+def fill_in_defaults(options: Options, initial: tuple[Network, Metadata] | None) -> Config:
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
-    model = config.model or (initial.name if initial else "resnet18")
+    model = options.model or (initial[1].name if initial else "resnet18")
+    architecture = ARCHITECTURES[model]
     defaults = {
         "model": model,
-        "image_size": initial.image_size if initial else 224,
-        "lr": LEARNING_RATES[model] * config.batch_size / 256,
-        "weight_decay": WEIGHT_DECAYS[model],
+        "image_size": initial[1].image_size if initial else 224,
+        "lr": architecture.learning_rate * options.batch_size / 256,
+        "weight_decay": architecture.weight_decay,
     }
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
-    return replace(config, **missing)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    return Config(**{**defaults, **given})
 
 
 # What is printed
 
 
 def describe_run(
-    config: Config, network: nn.Module, images: Images, device: torch.device, steps: int
+    config: Config, network: nn.Module, data: Data, device: torch.device, steps: int
 ) -> str:
     """Return one line with the network, the device, the size of the data set and the steps."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    ignored = f" ({images.ignored:,} other files ignored)" if images.ignored else ""
+    ignored = f" ({data.ignored:,} other files ignored)" if data.ignored else ""
     processes = f" in {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
     return (
         f"{config.model}, {parameters:,} parameters, on {device}{processes}: "
-        f"{len(images.train):,} training and {len(images.val):,} validation images of "
-        f"{len(images.classes):,} classes{ignored}, {steps:,} steps per epoch, "
+        f"{len(data.train):,} training and {len(data.val):,} validation images of "
+        f"{len(data.val.classes):,} classes{ignored}, {steps:,} steps per epoch, "
         f"learning rate {config.lr:g}"
     )
 
@@ -551,11 +538,16 @@ def describe_epoch(config: Config, row: dict[str, float], num_classes: int) -> s
 
 
 def main(arguments: list[str]) -> None:
-    config, checkpoint = read_options(arguments)
-    check_options(config)
-    train(config, checkpoint)
-    if dist.is_initialized():  # not after an error: it would wait for the other processes
-        dist.destroy_process_group()
+    options, checkpoint = read_options(arguments)
+    check_options(options)
+    device = find_device(options.device)
+    join_processes(device)
+    if isinstance(options, Config):
+        train(options, device, None, checkpoint)
+    else:
+        initial = load_initial(options)
+        train(fill_in_defaults(options, initial), device, initial, None)
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from examples.command import UserError
+from examples.lib import command
 
 
 @dataclass
@@ -21,10 +21,7 @@ def call(main: Callable[[list[str]], int | None], *arguments: object) -> Result:
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            status = main([str(argument) for argument in arguments]) or 0
-        except UserError as error:  # `examples.command.run` does the same
-            print(f"error: {error}", file=stderr)
-            status = 1
+            status = command.call(main, [str(argument) for argument in arguments])
         except SystemExit as stop:  # of tyro
             status = stop.code
     return Result(status, stdout.getvalue(), stderr.getvalue())

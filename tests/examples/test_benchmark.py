@@ -20,17 +20,16 @@ for package in ("tyro", "pandas", "tabulate", "matplotlib"):
 
 from examples import benchmark, engines  # noqa: E402
 from examples.benchmark import (  # noqa: E402
-    Config,
     Row,
     build_network,
     build_rows,
     choose_rows,
     define_rows,
-    fill_in_defaults,
     load_images,
     main,
 )
-from examples.command import UserError  # noqa: E402
+from examples.lib import compare  # noqa: E402
+from examples.lib.command import UserError  # noqa: E402
 from tests.examples.command import refusal  # noqa: E402
 from tests.oracle import MODELS  # noqa: E402
 
@@ -45,10 +44,9 @@ ENGINES = ["openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "torchao"]
 def bare_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("benchmark")
     hide_engines = f"import sys; sys.modules.update(dict.fromkeys({ENGINES}))"
-    command = "from examples.benchmark import main; from examples.command import run; run(main)"
+    command = "from examples.benchmark import main; from examples.lib.command import run; run(main)"
     arguments = (
-        "--model resnet18 --precision float32 --image-size 64 --batch-size 1 --batch-size 2 "
-        "--seconds 0 --out"
+        "--model resnet18 --precision float32 --image-size 64 --batch-size 1 2 --seconds 0 --out"
     )
     environment = {
         **os.environ,
@@ -228,15 +226,14 @@ def test_logits_that_are_not_finite_are_refused(eager, images):
 def test_the_first_call_of_a_turn_is_not_counted(monkeypatch):
     clock = 0.0
 
-    def network(images: Tensor) -> Tensor:
+    def call() -> None:
         nonlocal clock
         clock += next(durations)
-        return images
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: clock)
     for first, later in (0.9, 0.2), (0.09, 0.03):  # a slow row, and one timed several times
         durations = itertools.chain([first], itertools.repeat(later))
-        milliseconds = benchmark.milliseconds_per_call(network, torch.zeros(1))
+        milliseconds = compare.milliseconds_per_call(call)
         assert milliseconds == pytest.approx(1e3 * later)
 
 
@@ -244,12 +241,10 @@ def test_a_call_takes_until_the_device_has_finished(monkeypatch):
     waited_for = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited_for.append)
     images = torch.zeros(1, device="meta")  # in the place of a GPU
-    benchmark.seconds_of_a_call(lambda images: images, images)
-    assert waited_for == [images.device]
-
-
-def test_an_option_given_twice_is_timed_once():
-    assert fill_in_defaults(Config(batch_size=(2, 8, 2))).batch_size == (2, 8)
+    row = Row("ours", "float32", lambda: nn.Identity())
+    times = benchmark.time_networks({row: row.build()}, images, seconds=0)
+    assert set(waited_for) == {images.device}
+    assert len(waited_for) > len(times[row]) == compare.MIN_ROUNDS
 
 
 # What the command refuses

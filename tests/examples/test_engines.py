@@ -16,7 +16,8 @@ for package in ("tyro", "pandas", "matplotlib"):
     pytest.importorskip(package)
 
 from examples import engines  # noqa: E402
-from examples.benchmark import TOLERANCES, deviation, load_images  # noqa: E402
+from examples.benchmark import load_images  # noqa: E402
+from examples.lib.compare import TOLERANCES, relative_error  # noqa: E402
 from resnet18 import BasicBlock, ResNet18  # noqa: E402
 
 
@@ -52,7 +53,7 @@ def expect_logits(network, images):
         expected = network(images)
         for some in (images, images[:1]):
             logits = fast(some).float()
-            error = deviation(logits, expected[: len(some)])
+            error = relative_error(logits, expected[: len(some)])
             assert error < TOLERANCES[precision]
             if precision == "bfloat16" and engines.has_bfloat16():
                 assert error > 1e-3  # rounded: it is not float32 under another name
@@ -96,7 +97,7 @@ def test_a_compiled_file_runs_in_another_process_without_a_compiler(network, ima
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     with torch.no_grad():
         logits = torch.load(tmp_path / "logits.pt")
-        assert deviation(logits, network(images)) < TOLERANCES["int8"]
+        assert relative_error(logits, network(images)) < TOLERANCES["int8"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_int8_agrees_on_images_that_it_was_not_calibrated_on(engine, digits, tmp
     with torch.no_grad():
         int8, float32 = (torch.cat([m(b) for b in test.split(199)]) for m in (fast, model))
     assert (int8.argmax(1) == float32.argmax(1)).float().mean() >= 0.97
-    assert deviation(int8, float32) <= 0.2
+    assert relative_error(int8, float32) <= 0.2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -149,7 +149,7 @@ def test_a_compiled_network_keeps_its_earlier_logits_on_a_gpu(model):
 
 
 def test_the_benchmark_measures_every_row_on_a_gpu(name, tmp_path):
-    sizes = ("--image-size", "64", "--batch-size", "1", "--batch-size", "2")
+    sizes = ("--image-size", "64", "--batch-size", "1", "2")
     given = ("--model", name, *sizes, "--seconds", "0", "--device", "cuda", "--out", tmp_path)
     command = [sys.executable, "-m", "examples.benchmark", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ import pytest
 for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
 
-from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.lib.checkpoints import read_checkpoint  # noqa: E402
 from examples.train import main  # noqa: E402
 from tests.examples.command import refusal  # noqa: E402
 from tests.examples.training import (  # noqa: E402
@@ -42,7 +42,7 @@ def on_terminal(pexpect, *arguments: object, command: str = "train"):
 # handed over, which it seldom does.
 INTERRUPTIONS = """
 import os, random, signal, threading, torch
-from examples.data import validation_loader
+from examples.lib.data import validation_loader
 
 images = [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)] * 40_000
 caught = 0

@@ -19,7 +19,7 @@ DOWNLOAD = """
 import sys, time
 from pathlib import Path
 import torch.distributed as dist
-from examples.distributed import first_process_first, join_processes
+from examples.lib.distributed import first_process_first, join_processes
 
 file = Path(sys.argv[1])
 join_processes("cpu")
@@ -36,7 +36,7 @@ dist.destroy_process_group()
 LOCK = """
 import threading
 import torch
-from examples.data import validation_loader
+from examples.lib.data import validation_loader
 
 lock = threading.Lock()
 

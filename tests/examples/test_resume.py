@@ -13,7 +13,7 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 
 import pandas as pd  # noqa: E402
 
-from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.lib.checkpoints import read_checkpoint  # noqa: E402
 from examples.train import main  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import (  # noqa: E402

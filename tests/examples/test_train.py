@@ -14,11 +14,11 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 import pandas as pd  # noqa: E402
 
 from examples import evaluate, images  # noqa: E402
-from examples.checkpoint_file import read_checkpoint  # noqa: E402
+from examples.lib.checkpoints import read_checkpoint  # noqa: E402
 from examples.train import learning_rate, main  # noqa: E402
-from examples.weights import load_file, load_official  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
+from tests.examples.weights import load  # noqa: E402
 
 
 def optimizer_group(out: Path) -> dict:
@@ -67,7 +67,7 @@ def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
 
 
 def test_model_file_has_class_names_and_image_size(finished):
-    classifier = load_file(finished / "model.pt")
+    classifier = load(finished / "model.pt")
     assert classifier.classes == ["0", "1", "3"]
     assert classifier.image_size == 32
 
@@ -128,7 +128,7 @@ def test_cifar10_is_trained_on_and_evaluated(cifar10):
     trained = call(main, "cifar10", *small)
     assert "40 training and 20 validation images of 10 classes" in trained.stdout, trained
     assert "top-5" in trained.stdout
-    assert load_file("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
+    assert load("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
 
     evaluated = call(evaluate.main, "cifar10", "--weights", "runs/train/model.pt")
     assert evaluated.stdout.endswith("20 images\n"), evaluated
@@ -178,7 +178,7 @@ def test_fine_tuning_keeps_weights_and_image_size_and_replaces_the_head(finished
     result = call(main, data, "--out", tmp_path / "run", *more)
     assert result.status == 0, result
     assert "2 other files ignored" in result.stdout.splitlines()[0]
-    tuned = load_file(tmp_path / "run" / "model.pt")
+    tuned = load(tmp_path / "run" / "model.pt")
     assert (tuned.classes, tuned.image_size) == (["2", "5"], 32)
     start = read_checkpoint(file)["state_dict"]
     torch.testing.assert_close(tuned.network.layer4[1].conv2.weight, start["layer4.1.conv2.weight"])
@@ -189,7 +189,7 @@ def test_head_of_weights_without_class_names_is_kept_for_as_many_classes(finishe
     data, start = write_digits(tmp_path / "data", "257"), read_checkpoint(finished / "model.pt")
     torch.save(start["state_dict"], tmp_path / "unnamed.pt")
     one_step(data, tmp_path / "run", "--weights", tmp_path / "unnamed.pt", "--lr", 1e-9)
-    tuned = load_file(tmp_path / "run" / "model.pt")
+    tuned = load(tmp_path / "run" / "model.pt")
     assert tuned.classes == ["2", "5", "7"]
     torch.testing.assert_close(tuned.network.fc.weight, start["state_dict"]["fc.weight"])
 
@@ -197,7 +197,7 @@ def test_head_of_weights_without_class_names_is_kept_for_as_many_classes(finishe
 def test_alexnet_is_fine_tuned_with_defaults_of_its_own(official_weights, digits, tmp_path):
     out = tmp_path / "run"
     one_step(digits, out, "--model", "alexnet", "--pretrained", "--image-size", 64)
-    tuned, start = load_file(out / "model.pt").network, load_official("alexnet").network
+    tuned, start = load(out / "model.pt").network, load(None, "alexnet").network
     assert tuned.fc3.out_features == 3
     change = (tuned.conv1.weight - start.conv1.weight).norm() / start.conv1.weight.norm()
     assert 0 < change < 0.1
@@ -214,7 +214,7 @@ def test_backbone_without_its_head_is_trained_further_but_not_evaluated(finished
     more = "--weights", tmp_path / "backbone.pt", "--lr", 1e-9, "--epochs", 1
     result = call(main, *arguments(digits, tmp_path / "run", *more))
     assert (result.status, result.stderr.count("holds no last layer fc")) == (0, 1), result
-    tuned = load_file(tmp_path / "run" / "model.pt").network
+    tuned = load(tmp_path / "run" / "model.pt").network
     torch.testing.assert_close(tuned.conv1.weight, backbone["conv1.weight"])
 
     assert "no classes" in refusal(evaluate.main, digits, *more[:2])
@@ -223,7 +223,7 @@ def test_backbone_without_its_head_is_trained_further_but_not_evaluated(finished
 def test_fine_tuning_on_the_same_classes_keeps_the_head(finished, digits, tmp_path):
     more = "--weights", finished / "model.pt", "--lr", 1e-9, "--epochs", 1
     assert call(main, *arguments(digits, tmp_path / "run", *more)).status == 0
-    tuned = load_file(tmp_path / "run" / "model.pt")
+    tuned = load(tmp_path / "run" / "model.pt")
     start = read_checkpoint(finished / "model.pt")["state_dict"]
     torch.testing.assert_close(tuned.network.fc.weight, start["fc.weight"])
 
@@ -249,7 +249,7 @@ def test_pretrained_starts_from_the_official_weights(official_weights, digits, t
     more = "--pretrained", "--lr", 1e-9, "--epochs", 1  # the weights hardly move
     result = call(main, *arguments(digits, tmp_path / "run", *more))
     assert result.status == 0, result
-    tuned, start = load_file(tmp_path / "run" / "model.pt").network, load_official("resnet18")
+    tuned, start = load(tmp_path / "run" / "model.pt").network, load(None, "resnet18")
     torch.testing.assert_close(tuned.layer4[1].conv2.weight, start.network.layer4[1].conv2.weight)
 
 

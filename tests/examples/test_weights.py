@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 safetensors = pytest.importorskip("safetensors.torch")
 
 import resnet18  # noqa: E402
-from examples.command import WeightsError  # noqa: E402
-from examples.weights import load_file, load_official  # noqa: E402
+from examples.lib.command import WeightsError  # noqa: E402
+from tests.examples.weights import load  # noqa: E402
 from tests.official import let_be_official, publish  # noqa: E402
 from tests.oracle import deviation, oracle  # noqa: E402
 
@@ -47,14 +47,14 @@ def saved(content: object, path: Path, **options: object) -> Path:
 @torch.inference_mode()
 def check(path: Path, module: nn.Module = MODULE) -> None:
     """Compare the logits of the network in a file with those of torchvision's."""
-    network = load_file(path).network.eval()
+    network = load(path).network.eval()
     assert deviation(network(IMAGES), module(IMAGES)) <= 1e-5
 
 
 def refusal(path: Path, name: str | None = None) -> str:
     """Return why a file is refused."""
     with pytest.raises(WeightsError) as error:
-        load_file(path, name)
+        load(path, name)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
     return str(error.value)
@@ -99,7 +99,7 @@ def test_alexnet_with_only_its_features_in_data_parallel(tmp_path):
         layer.weight = nn.Parameter(layer.weight[:1].clone().expand_as(layer.weight))
     module.features = nn.DataParallel(module.features)
     path = saved({"arch": "alexnet", "state_dict": module.state_dict()}, tmp_path / "alexnet.pth")
-    assert load_file(path).name == "alexnet"
+    assert load(path).name == "alexnet"
     check(path, module)
 
 
@@ -172,7 +172,7 @@ PROJECTION = {"fc.0.weight": torch.ones(128, 512), "fc.2.weight": torch.ones(64,
 def test_a_backbone_without_a_head_is_loaded_for_training_only(tensors, tmp_path, capsys):
     path = saved({"state_dict": tensors}, tmp_path / "weights.pth")
     assert "holds resnet18 without its last layer fc, so it has no classes yet" in refusal(path)
-    classifier = load_file(path, head_optional=True)
+    classifier = load(path, head_optional=True)
     assert (classifier.classes, classifier.classes_known) == ([], True)
     loaded = classifier.network.state_dict()
     for name, tensor in BODY.items():
@@ -183,14 +183,14 @@ def test_a_backbone_without_a_head_is_loaded_for_training_only(tensors, tmp_path
 def test_the_assumed_stem_of_a_network_for_small_images_is_said(tmp_path, capsys):
     network = resnet18.ResNet18(num_classes=3, cifar_stem=True)
     path = saved({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
-    assert str(load_file(path).network) == str(network)
+    assert str(load(path).network) == str(network)
     note = f"note: {path} has a first convolution of 3 x 3: stride 1 and no max pooling are assumed"
     assert capsys.readouterr().err == f"{note}\n"
 
 
 def test_a_network_with_a_head_is_preferred_to_a_backbone(tmp_path):
     path = saved({"model": BODY, "a name of their own": WEIGHTS}, tmp_path / "weights.pth")
-    assert load_file(path, head_optional=True).classes == ["0", "1", "2"]
+    assert load(path, head_optional=True).classes == ["0", "1", "2"]
     check(path)
 
 
@@ -242,7 +242,7 @@ def test_tensors_inside_the_network_are_not_ignored(tmp_path):
 def test_the_other_network_is_refused_and_named(tmp_path):
     path = saved(WEIGHTS, tmp_path / "weights.pth")
     assert refusal(path, "alexnet") == f"{path} holds resnet18, not alexnet: use --model resnet18"
-    assert load_file(path, "resnet18").name == "resnet18"
+    assert load(path, "resnet18").name == "resnet18"
 
 
 # What is refused
@@ -267,7 +267,7 @@ def test_code_in_a_file_is_not_run(exploit, is_zip, tmp_path, monkeypatch):
     content = {"state_dict": WEIGHTS, "args": exploit}
     path = saved(content, Path("weights.pth"), _use_new_zipfile_serialization=is_zip)
     try:
-        load_file(path)
+        load(path)
     except WeightsError as error:
         assert "without running code" in str(error)
     assert not Path("exploited").exists()
@@ -426,7 +426,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("key", ["state_dict", "network"])
 def test_classes_and_image_size_come_from_the_file(key, tmp_path):
     content = {key: WEIGHTS, "classes": ["cat", "dog", "newt"], "image_size": 64}
-    classifier = load_file(saved(content, tmp_path / "model.pt"))
+    classifier = load(saved(content, tmp_path / "model.pt"))
     assert classifier.classes == ["cat", "dog", "newt"]
     assert classifier.classes_known
     assert classifier.image_size == 64
@@ -434,12 +434,12 @@ def test_classes_and_image_size_come_from_the_file(key, tmp_path):
 
 def test_classes_come_from_class_to_idx_in_the_order_of_its_indices(tmp_path):
     content = {"state_dict": WEIGHTS, "class_to_idx": {"newt": 2, "cat": 0, "dog": 1}}
-    classifier = load_file(saved(content, tmp_path / "model.pt"))
+    classifier = load(saved(content, tmp_path / "model.pt"))
     assert (classifier.classes, classifier.classes_known) == (["cat", "dog", "newt"], True)
 
 
 def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
-    classifier = load_file(saved(WEIGHTS, tmp_path / "weights.pth"))
+    classifier = load(saved(WEIGHTS, tmp_path / "weights.pth"))
     assert classifier.classes == ["0", "1", "2"]
     assert not classifier.classes_known
     assert classifier.image_size == 224
@@ -447,7 +447,7 @@ def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
 
 def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
     state_dict = {**WEIGHTS, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-    classifier = load_file(saved(state_dict, tmp_path / "weights.pth"))
+    classifier = load(saved(state_dict, tmp_path / "weights.pth"))
     assert classifier.classes[0] == "tench"
     assert not classifier.classes_known
 
@@ -474,10 +474,10 @@ def official(tmp_path, monkeypatch) -> tuple[Path, Path]:
 
 def test_official_weights_are_downloaded_once(official, capsys):
     file, _ = official
-    classifier = load_official("resnet18")
+    classifier = load(None, "resnet18")
     assert capsys.readouterr().out == ""
     file.unlink()
-    again = load_official("resnet18")
+    again = load(None, "resnet18")
     with torch.inference_mode():
         expected = oracle("resnet18").eval()(IMAGES)
         assert deviation(classifier.network.eval()(IMAGES), expected) <= 1e-5
@@ -490,16 +490,16 @@ def test_a_damaged_download_is_refused(official):
     file, download = official
     file.write_bytes(flip_a_bit(file.read_bytes()))
     with pytest.raises(WeightsError, match="invalid hash value"):
-        load_official("resnet18")
+        load(None, "resnet18")
     assert not download.exists()
 
 
 def test_a_damaged_file_in_the_cache_is_refused(official):
     _, download = official
-    load_official("resnet18")
+    load(None, "resnet18")
     download.write_bytes(flip_a_bit(download.read_bytes()))
     with pytest.raises(WeightsError) as error:
-        load_official("resnet18")
+        load(None, "resnet18")
     assert str(error.value) == f"{download} is damaged: delete it to download it again"
 
 
@@ -507,7 +507,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "127.0.0.1:9")
     with pytest.raises(WeightsError) as error:
-        load_official("resnet18")
+        load(None, "resnet18")
     assert resnet18.WEIGHTS_URL in str(error.value)
     assert f"{tmp_path}/hub/checkpoints/resnet18-f37072fd.pth" in str(error.value)
     assert "--weights" in str(error.value)
@@ -516,4 +516,4 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
 def test_a_folder_for_downloads_that_cannot_be_written(official, tmp_path):
     (tmp_path / "home").write_text("not a folder")
     with pytest.raises(WeightsError, match="TORCH_HOME"):
-        load_official("resnet18")
+        load(None, "resnet18")

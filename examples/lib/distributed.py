@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from examples.command import UserError, print_result
-from examples.device import find_device
+from examples.lib.command import UserError, print_result
 
 # torchrun sets these variables in each process that it starts.
 RANK = int(os.environ.get("RANK", 0))
@@ -18,39 +17,57 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
 LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def join_processes(device_name: str) -> torch.device:
-    """Connect this process to the others, if there are any. Return its device.
+def find_device(name: str | None) -> torch.device:
+    """Return the PyTorch device called `name`, such as "cpu" or "cuda:1".
 
-    On GPUs, each process of a machine has one of its own.
+    None: the GPU, if there is one, or the CPU. Of several processes, each has a GPU of its own.
+
+    Raises:
+        UserError: PyTorch cannot use it.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if WORLD_SIZE > 1 and name.startswith("cuda"):
+        name = f"cuda:{LOCAL_RANK}"
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: {reason}") from error
+
+
+def join_processes(device: torch.device) -> None:
+    """Connect this process, which computes on the device, to the others, if there are any.
 
     Raises:
         UserError: there are others, but nothing says how to reach them.
     """
     if WORLD_SIZE == 1:
-        return find_device(device_name)
-
+        return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
             f"the environment has WORLD_SIZE={WORLD_SIZE} without {', '.join(missing)}: "
             "start several processes with torchrun, or unset WORLD_SIZE for one process"
         )
-    if not device_name.startswith("cuda"):
-        device = find_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
         dist.init_process_group("gloo")
-        return device
 
-    device = find_device(f"cuda:{LOCAL_RANK}")
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    return device
+
+def leave_processes() -> None:
+    """Disconnect this process. Do not call this after an error: it would wait for the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let one process of each machine run this block before the others, which find its downloads.
+def rank_0_first() -> Iterator[None]:
+    """Let local rank 0 run this block before the others, which find what it has downloaded.
 
-    If the block raises an error in that process, the others still run it.
+    If the block raises an error there, the others still run it.
     """
     if WORLD_SIZE > 1 and LOCAL_RANK > 0:
         dist.barrier()
@@ -61,8 +78,8 @@ def first_process_first() -> Iterator[None]:
             dist.barrier()
 
 
-def copy_running_statistics(network: nn.Module) -> None:
-    """Give all processes the first one's running statistics of batch norm."""
+def broadcast_buffers(network: nn.Module) -> None:
+    """Give all processes rank 0's buffers: the running statistics of batch norm."""
     if WORLD_SIZE > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)
@@ -77,6 +94,6 @@ def mean_over_processes(total: Tensor, count: int) -> float:
 
 
 def print_once(line: str) -> None:
-    """Print a line, in the first process only."""
+    """Print a line, in rank 0 only."""
     if RANK == 0:
         print_result(line)

@@ -1,55 +1,36 @@
 """The accuracy and the loss of a network over the batches of a data set."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from examples.command import ImageError
-from examples.device import autocast
-from examples.distributed import RANK, WORLD_SIZE, mean_over_processes
-from examples.engines import Network
-from examples.images import normalize
+from examples.lib.command import ImageError
+from examples.lib.distributed import RANK, WORLD_SIZE, mean_over_processes
 
 
-def as_classifier(network: nn.Module, device: torch.device, precision: str) -> Network:
-    """Switch the network to evaluation mode. Return it as a function of pixels.
-
-    The function maps uint8 (N, 3, H, W) to logits, float32 (N, num_classes).
-    """
-    network.eval()
-
-    def classify(images: Tensor) -> Tensor:
-        with autocast(device, precision):
-            logits: Tensor = network(normalize(images.to(memory_format=torch.channels_last)))
-        return logits.float()
-
-    return classify
-
-
-@torch.no_grad()
 def accuracy_and_loss(
-    classify: Network, loader: DataLoader[Any], device: torch.device
+    logits_of: Callable[[np.ndarray], np.ndarray], loader: DataLoader[Any]
 ) -> dict[str, float]:
     """Return the mean loss, and the top-1 and top-5 accuracy in percent.
 
     With several processes, the results are over the images of all of them.
 
     Args:
-        classify: a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes).
+        logits_of: a function from pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes).
         loader: yields pixels and labels.
-        device: where `classify` takes the pixels.
     """
-    loss_sum, top1, top5 = torch.zeros(3, device=device)
+    loss_sum, top1, top5 = torch.zeros(3)
     seen = 0
 
     with progress_bar(loader, "validation") as bar:
-        for images, labels in batches_on(device, bar):
-            logits = classify(images)
+        for pixels, labels in sound_batches(bar):
+            logits = torch.from_numpy(logits_of(pixels.numpy()))
             predictions = logits.topk(min(5, logits.shape[1])).indices  # (N, 5 or fewer)
             hits = predictions == labels[:, None]
             loss_sum += F.cross_entropy(logits, labels, reduction="sum")
@@ -64,8 +45,8 @@ def accuracy_and_loss(
     }
 
 
-def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images, uint8 (N, 3, H, W), and labels (N,) on the device.
+def sound_batches(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images, uint8 (N, 3, H, W), and labels (N,).
 
     Raises:
         ImageError: an image cannot be read.
@@ -73,17 +54,16 @@ def batches_on(device: torch.device, batches: Iterable[Any]) -> Iterator[tuple[T
     for batch in batches:
         if isinstance(batch, ImageError):
             raise batch
-        images, labels = batch
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield batch
 
 
-def progress_bar(loader: DataLoader[Any], title: str) -> tqdm:
-    """Return the batches with a progress bar, which the first process shows on a terminal."""
+def progress_bar(loader: DataLoader[Any], title: str) -> "tqdm[Any]":
+    """Return the batches with a progress bar, which rank 0 shows on a terminal."""
     return tqdm(
         loader,
         title,
         unit=" images",
-        unit_scale=loader.batch_size * WORLD_SIZE,
+        unit_scale=(loader.batch_size or 1) * WORLD_SIZE,
         leave=False,
         disable=True if RANK > 0 else None,  # None: disabled unless on a terminal
     )

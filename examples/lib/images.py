@@ -1,4 +1,4 @@
-"""Find image files, read them, and turn them into tensors."""
+"""Find image files, read them, and crop them to pixels: NumPy arrays, uint8 (3, H, W)."""
 
 import contextlib
 import functools
@@ -7,18 +7,16 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
-from torch import Tensor
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from examples.command import ImageError
+from examples.lib.command import ImageError
 
 # The formats that are read: pixels only, by Pillow's own decoders, and HEIF by pillow-heif. Pillow
 # knows more. For EPS, it starts Ghostscript, which runs the program in the file.
@@ -26,12 +24,11 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "HEIF", "AVIF", "JPEG2000", "PPM", "ICO"),
     *("PSD", "QOI", "PCX", "SGI", "DDS", "TGA"),  # TGA last: its files have no fixed first bytes
 )
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's RGB values, from 0 to 1
-MAX_ASPECT_RATIO = 100  # of a longer picture, a square crop shows less than 1 %
+MAX_ASPECT_RATIO = 100  # of a longer image, a square crop shows less than 1 %
 
-# A picture takes 10 bytes per pixel while it is read. Larger ones are read one after another.
+# An image takes 10 bytes per pixel while it is read. Larger ones are read one after another.
 LARGE = 16_000_000  # pixels
-LARGE_PICTURE = threading.Lock()
+LARGE_IMAGE = threading.Lock()
 
 
 @functools.cache
@@ -47,47 +44,40 @@ def set_up_pillow() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-# From a file to a picture
+# From a file to an image
 
 
-@contextlib.contextmanager
-def open_image(path: Path, min_size: int | None = None) -> Iterator[Image.Image]:
-    """Open a file as an RGB image, upright and with transparent parts in white.
+def open_image(path: Path, min_size: int | None = None) -> Image.Image:
+    """Read a file as an RGB image, upright and with transparent parts in white.
 
-    In each process, only one picture with more than `LARGE` pixels is open at a time.
+    In each process, only one image with more than `LARGE` pixels is decoded at a time.
 
     Args:
         path: a file in one of the `FORMATS`.
         min_size: allows a JPEG to be decoded, faster, at 1/2, 1/4 or 1/8 of its width and height.
             The smallest of these sizes is used at which both sides have at least `min_size` pixels.
-            If there is none, or for other formats, the picture is decoded at full size.
+            If there is none, or for other formats, the image is decoded at full size.
 
     Raises:
         ImageError: the file cannot be read or decoded, has more pixels than Pillow allows, has one
             side more than `MAX_ASPECT_RATIO` times as long as the other, is transparent everywhere,
-            is a raw photograph, or has gray values whose scale is unknown. Or an error was raised
-            in the body of the with statement.
+            is a raw photograph, or has gray values whose scale is unknown.
     """
     try:
-        with contextlib.ExitStack() as locks:
-            try:
-                image = decode(path, min_size, locks)
-            except Exception:
-                png = png_without_text(path)
-                if png is None:
-                    raise
-                locks.close()  # decode takes the lock again
-                image = decode(png, min_size, locks)
-            yield image
+        try:
+            return decode(path, min_size)
+        except Exception:
+            png = png_without_text(path)
+            if png is None:
+                raise
+            return decode(png, min_size)
     except Exception as error:  # for damaged files, decoders raise many kinds of exceptions
         raise ImageError(f"{path}: {describe_error(error)}") from error
 
 
-def decode(
-    file: Path | io.BytesIO, min_size: int | None, locks: contextlib.ExitStack
-) -> Image.Image:
-    """Return the picture in a file, as `open_image` does. If it is large, take the lock."""
-    with Image.open(file, formats=set_up_pillow()) as image:
+def decode(file: Path | io.BytesIO, min_size: int | None) -> Image.Image:
+    """Return the image in a file, as `open_image` does."""
+    with Image.open(file, formats=set_up_pillow()) as image, contextlib.ExitStack() as locks:
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long for a square crop")
         if isinstance(image, TiffImageFile):
@@ -96,7 +86,7 @@ def decode(
             image.draft(None, (min_size, min_size))
 
         if image.width * image.height > LARGE:
-            locks.enter_context(LARGE_PICTURE)
+            locks.enter_context(LARGE_IMAGE)
         image.load()
         with contextlib.suppress(Exception):  # ignore broken EXIF data
             ImageOps.exif_transpose(image, in_place=True)
@@ -188,82 +178,53 @@ def describe_error(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# From a picture to a tensor
+# From an image to pixels
 
 
-def train_transform(size: int) -> v2.Compose:
-    """Return the transform for training, from an image to a random crop, uint8 (3, size, size).
+def center_crop(image: Image.Image, size: int, resize_size: int) -> np.ndarray:
+    """Resize the shorter side of an image, and return its center crop, uint8 (3, size, size).
 
-    The crop is flipped horizontally half of the time.
+    With sizes of 224 and 256, it is the crop of torchvision's published accuracies.
     """
-    crop = v2.RandomResizedCrop(size, scale=(0.5, 1))  # the usual 0.08 to 1 needs many epochs
-    return v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
+    transform = v2.Compose([v2.PILToTensor(), v2.Resize(resize_size), v2.CenterCrop(size)])
+    pixels: np.ndarray = transform(image).numpy()
+    return pixels
 
 
-def val_transform(size: int) -> v2.Compose:
-    """Return the transform for validation, from an image to its center crop, uint8 (3, size, size).
+def read_image(path: Path, size: int, resize_size: int) -> np.ndarray:
+    """Read a file and return its center crop, uint8 (3, size, size).
 
-    With a size of 224, it is the crop of torchvision's published accuracies. The tensor is resized,
-    not the image: in this memory layout (channels-last), that is four times as fast.
+    A large JPEG is decoded at a reduced size, but both sides keep at least twice the pixels of
+    `resize_size`. A photograph of 12 megapixels then takes a third of the time, and its normalized
+    values change by about 0.004 on average.
+
+    Raises:
+        ImageError: the file cannot be used.
     """
-    return v2.Compose([v2.PILToTensor(), v2.Resize(resize_size(size)), v2.CenterCrop(size)])
-
-
-def resize_size(size: int) -> int:
-    """Return the shorter side, in pixels, to which `val_transform` resizes before it crops."""
-    return round(size * 256 / 224)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Convert crops (N, 3, H, W) from uint8 to float32, normalized as the networks expect them.
-
-    Call this on the device: as uint8, the crops are moved there four times as fast.
-    """
-    normalized: Tensor = v2.functional.normalize(images / 255, MEAN, STD)
-    return normalized
-
-
-def read_image(
-    path: str | Path, transform: Callable[[Image.Image], Tensor], size: int
-) -> Tensor | ImageError:
-    """Read a file and return its crop, uint8 (3, size, size), or the error if it cannot be used.
-
-    The error is returned, not raised: a DataLoader worker would put a traceback into its message.
-
-    A large JPEG is decoded at a reduced size, but both sides keep at least twice the pixels of the
-    shorter side that `val_transform` resizes to. A photograph of 12 megapixels then takes a third
-    of the time, and its normalized values change by about 0.004 on average.
-
-    Args:
-        path: the file.
-        transform: `train_transform(size)` or `val_transform(size)`.
-        size: height and width of the crop in pixels.
-    """
-    try:
-        with open_image(Path(path), min_size=2 * resize_size(size)) as image:
-            return transform(image)
-    except ImageError as error:
-        return error
+    return center_crop(open_image(path, min_size=2 * resize_size), size, resize_size)
 
 
 # Folders of images
 
 
-def find_images(folder: Path) -> tuple[list[Path], int, list[ImageError]]:
+def find_images(folder: Path, on_error: Callable[[ImageError], None]) -> tuple[list[Path], int]:
     """Find the images in a folder and in its subfolders.
 
     Subfolders whose names begin with a dot are left out. If several links lead to a folder, it is
     searched once. Links to a folder above are not followed.
 
+    Args:
+        folder: where to search.
+        on_error: is called for each folder that cannot be read. If it returns, the search goes on.
+
     Returns:
-        The sorted paths of the images, the number of other files, and an error for each folder that
-        cannot be read.
+        The sorted paths of the images, and the number of other files.
     """
     images: list[Path] = []
     ignored = 0
-    errors: list[OSError] = []
     seen = {folder.resolve(), *folder.resolve().parents}
-    for here, subfolders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+    walk = os.walk(folder, onerror=lambda error: on_error(folder_error(error)), followlinks=True)
+    for here, subfolders, files in walk:
         visible = sorted(name for name in subfolders if not name.startswith("."))
         subfolders.clear()  # os.walk searches those that are put back
         for name in visible:
@@ -275,7 +236,12 @@ def find_images(folder: Path) -> tuple[list[Path], int, list[ImageError]]:
         found = [path for name in files if is_image(path := Path(here, name))]
         images += found
         ignored += len(files) - len(found)
-    return sorted(images), ignored, [folder_error(error) for error in errors]
+    return sorted(images), ignored
+
+
+def refuse(error: ImageError) -> NoReturn:
+    """Raise the error: for `find_images` where every folder must be sound."""
+    raise error
 
 
 def folder_error(error: OSError) -> ImageError:
@@ -301,57 +267,3 @@ def extensions() -> set[str]:
     return {
         extension for extension, name in Image.registered_extensions().items() if name in formats
     }
-
-
-class LabeledImages(ImageFolder):
-    """The images that `find_images` finds in `folder/<class>/`, as torchvision's data set.
-
-    An item is the crop of an image, uint8 (3, size, size), or an `ImageError` if the file cannot be
-    used, and its label.
-
-    Args:
-        folder: a folder with one folder of images for each class.
-        transform: `train_transform` or `val_transform`.
-        size: height and width of the crops in pixels.
-
-    Attributes:
-        classes: the names of the class folders, sorted. Names that begin with a dot are left out.
-        samples: the path of each image and its label, which is an index into `classes`.
-        ignored: the number of files that are not images.
-
-    Raises:
-        ImageError: a folder cannot be read, there are no class folders, or one has no images.
-    """
-
-    def __init__(self, folder: Path, transform: Callable[[int], v2.Compose], size: int) -> None:
-        self.ignored = 0
-        read = functools.partial(read_image, transform=transform(size), size=size)
-        super().__init__(folder, loader=read)
-
-    def find_classes(self, directory: Path) -> tuple[list[str], dict[str, int]]:
-        """Return the names of the class folders, and the label of each."""
-        try:
-            entries = list(os.scandir(directory))
-        except OSError as error:
-            raise folder_error(error) from error
-        folders = sorted(entry.name for entry in entries if os.path.isdir(entry))
-        classes = [name for name in folders if not name.startswith(".")]
-        if not classes:
-            raise ImageError(f"{directory}: no class folders (one folder of images for each class)")
-        self.ignored += len(entries) - len(folders)
-        return classes, {name: label for label, name in enumerate(classes)}
-
-    def make_dataset(
-        self, directory: Path, class_to_idx: dict[str, int], **options: Any
-    ) -> list[tuple[str, int]]:
-        """Return the path and the label of each image."""
-        samples = []
-        for name, label in class_to_idx.items():
-            images, ignored, errors = find_images(Path(directory, name))
-            if errors:
-                raise errors[0]
-            if not images:
-                raise ImageError(f"{Path(directory, name)}: no images in this folder")
-            samples += [(str(image), label) for image in images]  # a Path takes more memory
-            self.ignored += ignored
-        return samples

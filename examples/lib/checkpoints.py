@@ -1,61 +1,60 @@
-"""Find an AlexNet or a ResNet-18 in a checkpoint, or load the official weights.
+"""Load the weights of an AlexNet or a ResNet-18 from a checkpoint, or the official weights.
 
 The checkpoint may be a state_dict or the file of a training run. The parameter names may be those
-of this project, torchvision or timm.
+of this project, torchvision or timm. Code in the file is never run.
 """
 
 import contextlib
 import hashlib
 import http.client
+import pickle
+import pickletools
 import re
 import sys
 import textwrap
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights
 
 import alexnet
 import resnet18
-from alexnet import AlexNet
-from examples.checkpoint_file import Placeholder, read_checkpoint
-from examples.command import WeightsError, escape, require
-from examples.exported import Exported
-from resnet18 import ResNet18
+from examples.lib.classifier import Metadata, default_resize_size
+from examples.lib.command import Model, WeightsError, escape
+from examples.lib.networks import ARCHITECTURES, Network
 
-MODELS: dict[str, type[AlexNet] | type[ResNet18]] = {"alexnet": AlexNet, "resnet18": ResNet18}
+IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")
+GIT_LFS_POINTER = b"version https://git-lfs"
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A network with trained weights, and what is needed to use it.
+def load_weights(
+    weights: Path | None, model: Model | None = None, head_optional: bool = False
+) -> tuple[Network, Metadata]:
+    """Return a network in float32, on the CPU and in training mode, and what is known of it.
 
-    Attributes:
-        name: "alexnet" or "resnet18".
-        network: the network, in float32, on the CPU and in training mode.
-        classes: the class names. If the file has none, ImageNet's names or "0", "1", and so on. An
-            empty list: the file has no last layer, and that of the network is zero.
-        classes_known: whether the file names its classes, so that they can be compared with those
-            of a data set.
-        image_size: height and width, in pixels, of the images to use the network on. 224 if the
-            file has no image size.
+    Args:
+        weights: a file that `read_checkpoint` reads. None: the official weights.
+        model: the network that the file must contain. None: either; of the official weights those
+            of ResNet-18.
+        head_optional: whether the last layer may be missing, as in a backbone of self-supervised
+            learning. It is then filled with zeros, and `classes` is empty.
+
+    Raises:
+        WeightsError: the weights cannot be read or downloaded, or are not those of such a network.
     """
-
-    name: str
-    network: AlexNet | ResNet18
-    classes: list[str]
-    classes_known: bool
-    image_size: int
+    if weights is None:
+        return load_official(model or "resnet18")
+    return load_file(weights, model, head_optional)
 
 
 # Official weights
 
 
-def load_official(name: str) -> Classifier:
+def load_official(name: Model) -> tuple[Network, Metadata]:
     """Build a network with torchvision's official ImageNet weights, which are downloaded once.
 
     Raises:
@@ -68,18 +67,18 @@ def load_official(name: str) -> Classifier:
         if file.exists() and not hash_matches_name(file):
             raise WeightsError(f"{file} is damaged: delete it to download it again")
         with contextlib.redirect_stdout(sys.stderr):  # "Downloading: …" is not part of the results
-            network = MODELS[name].from_pretrained()
+            network = ARCHITECTURES[name].network.from_pretrained()
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: wrong hash
         raise WeightsError(
             f"cannot get the official weights ({error}): save {url} as {file}, set TORCH_HOME to "
             "a folder for downloads, or use --weights"
         ) from error
-    return Classifier(
+    return network, Metadata(
         name=name,
-        network=network,
         classes=imagenet_classes(),
         classes_known=False,  # ImageNet's folders have other names: WordNet IDs
         image_size=224,
+        resize_size=256,
     )
 
 
@@ -93,40 +92,7 @@ def hash_matches_name(file: Path) -> bool:
 
 
 def imagenet_classes() -> list[str]:
-    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-# What a network fits
-
-
-def is_for_classes(found: Classifier | Exported, classes: list[str]) -> bool:
-    """Return whether the weights are for these classes, as far as the file says."""
-    same_number = len(found.classes) == len(classes)
-    return same_number and (found.classes == classes or not found.classes_known)
-
-
-def describe_other_classes(found: Classifier | Exported, classes: list[str], data: str) -> str:
-    """Return how the classes of the weights differ from those of the data set."""
-    if not found.classes_known:
-        return f"the weights are for {len(found.classes)} classes, and {data} has {len(classes)}"
-    differences = [
-        f"only {owner} {verb} {textwrap.shorten(', '.join(names), 200)}"
-        for owner, verb, names in (
-            ("the weights", "have", [name for name in found.classes if name not in classes]),
-            (data, "has", [name for name in classes if name not in found.classes]),
-        )
-        if names
-    ]
-    difference = "; ".join(differences) or "their order"
-    return f"the classes of the weights differ from those of {data}: {difference}"
-
-
-def check_image_size(name: str, size: int) -> None:
-    """Raise `UserError` if images of this size are too small for the network."""
-    require(
-        name != "alexnet" or size >= 63,
-        f"--image-size {size} is too small: AlexNet needs at least 63",
-    )
+    return IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
 
 
 # Weights in a file
@@ -141,21 +107,23 @@ class Layout:
         first: the weights of the first layer.
         last: the last weights before the head.
         head: the last layer, which gives the logits.
-        features: the number of its inputs.
     """
 
-    network: str
+    network: Model
     first: str
     last: str
     head: str
-    features: int
+
+    @property
+    def features(self) -> int:
+        return ARCHITECTURES[self.network].features
 
 
 LAYOUTS = [
-    Layout("resnet18", "conv1.weight", "layer4.1.conv2.weight", "fc", 512),
-    Layout("alexnet", "conv1.weight", "fc2.weight", "fc3", 4096),
+    Layout("resnet18", "conv1.weight", "layer4.1.conv2.weight", "fc"),
+    Layout("alexnet", "conv1.weight", "fc2.weight", "fc3"),
     # torchvision's names:
-    Layout("alexnet", "features.0.weight", "classifier.4.weight", "classifier.6", 4096),
+    Layout("alexnet", "features.0.weight", "classifier.4.weight", "classifier.6"),
 ]
 
 # The keys under which training scripts save the weights, the most likely first. "": no key, the
@@ -195,7 +163,7 @@ class Weights:
         return " in ".join(parts) or "the top level"
 
 
-def load_file(path: str | Path, name: str | None = None, head_optional: bool = False) -> Classifier:
+def load_file(path: Path, model: Model | None, head_optional: bool) -> tuple[Network, Metadata]:
     """Build the network whose weights are in a file.
 
     The state_dict may be under keys (`state_dict`, `model`, …), and its parameter names may have a
@@ -203,11 +171,7 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
     those of the network. Otherwise a ResNet-34, which has all tensors of a ResNet-18 and more,
     would be taken for one. Notes on standard error say what else the file holds.
 
-    Args:
-        path: a file that `read_checkpoint` reads.
-        name: the network that the file must contain, "alexnet" or "resnet18". None: either.
-        head_optional: whether the last layer may be missing, as in a backbone of self-supervised
-            learning. It is then filled with zeros, and `classes` is empty.
+    The arguments are those of `load_weights`.
 
     Raises:
         WeightsError: the file cannot be read, or does not contain such a network.
@@ -215,23 +179,22 @@ def load_file(path: str | Path, name: str | None = None, head_optional: bool = F
     saved = read_checkpoint(path)
     try:
         found = find_weights(saved)
-        weights = choose_weights(found, name, head_optional)
+        weights = choose_weights(found, model, head_optional)
         network = build_network(weights)
         classes, classes_known = find_classes(saved, weights)
-        image_size = saved.get("image_size", 224)
-        if not isinstance(image_size, int) or image_size < 1:
-            raise WeightsError(f"holds the image size {image_size!r}, not a positive integer")
+        image_size = find_size(saved, "image_size", default=224)
+        resize_size = find_size(saved, "resize_size", default=default_resize_size(image_size))
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
 
     for note in describe_notes(weights, found):
         print(escape(f"note: {path} {note}"), file=sys.stderr)
-    return Classifier(
+    return network, Metadata(
         name=weights.layout.network,
-        network=network,
         classes=classes,
         classes_known=classes_known,
         image_size=image_size,
+        resize_size=resize_size,
     )
 
 
@@ -317,7 +280,7 @@ def complete(
     return {**body, **head}, [name for name in outside if name not in (weight, bias)]
 
 
-def choose_weights(found: list[Weights], name: str | None, head_optional: bool) -> Weights:
+def choose_weights(found: list[Weights], model: Model | None, head_optional: bool) -> Weights:
     """Return the weights to use: those with a head, averaged (as in timm), under a usual key.
 
     Raises:
@@ -329,10 +292,10 @@ def choose_weights(found: list[Weights], name: str | None, head_optional: bool) 
         position = USUAL_KEYS.index(key) if key in USUAL_KEYS else len(USUAL_KEYS)
         return not weights.has_head, not weights.is_averaged, position
 
-    wanted = [weights for weights in found if name in (None, weights.layout.network)]
+    wanted = [weights for weights in found if model in (None, weights.layout.network)]
     if not wanted:
         other = found[0].layout.network
-        raise WeightsError(f"holds {other}, not {name}: use --model {other}")
+        raise WeightsError(f"holds {other}, not {model}: use --model {other}")
     best, *others = sorted(wanted, key=rank)
     if others and rank(others[0]) == rank(best):
         raise WeightsError(
@@ -347,7 +310,7 @@ def choose_weights(found: list[Weights], name: str | None, head_optional: bool) 
     return best
 
 
-def build_network(weights: Weights) -> AlexNet | ResNet18:
+def build_network(weights: Weights) -> Network:
     """Build the network with these weights, in float32. A head that is missing gets zeros.
 
     Raises:
@@ -358,12 +321,12 @@ def build_network(weights: Weights) -> AlexNet | ResNet18:
     if not weights.has_head:
         head = {"weight": torch.zeros(1, layout.features), "bias": torch.zeros(1)}
         tensors = {**tensors, **{f"{layout.head}.{name}": head[name] for name in head}}
-    model = MODELS[layout.network]
+    architecture = ARCHITECTURES[layout.network].network
     try:
-        network = model.from_state_dict(tensors).float()
+        network = architecture.from_state_dict(tensors).float()
     except (IndexError, RuntimeError) as error:  # IndexError: too few dimensions
         reason = textwrap.shorten(str(error), 300)
-        raise WeightsError(f"does not fit {model.__name__}: {reason}") from error
+        raise WeightsError(f"does not fit {architecture.__name__}: {reason}") from error
 
     if network.conv1.in_channels != 3:
         raise WeightsError(f"is for images with {network.conv1.in_channels} channels, not 3")
@@ -392,6 +355,18 @@ def find_classes(saved: Mapping[str, Any], weights: Weights) -> tuple[list[str],
     if num_classes == 1000:
         return imagenet_classes(), False
     return [str(index) for index in range(num_classes)], False
+
+
+def find_size(saved: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a size in pixels that the checkpoint holds under the key, or the default.
+
+    Raises:
+        WeightsError: it is no size.
+    """
+    size = saved.get(key, default)
+    if not isinstance(size, int) or size < 1:
+        raise WeightsError(f"holds the {key.replace('_', ' ')} {size!r}, not a positive integer")
+    return size
 
 
 # Messages
@@ -432,3 +407,156 @@ def summarize_names(names: list[str]) -> str:
     if len(names) == 1:
         return f"the tensor {names[0]}"
     return f"{len(names)} tensors ({names[0]} … {names[-1]})"
+
+
+# The classes of a data set
+
+
+def is_for_classes(found: Metadata, classes: list[str]) -> bool:
+    """Return whether the weights are for these classes, as far as the file says."""
+    same_number = len(found.classes) == len(classes)
+    return same_number and (found.classes == classes or not found.classes_known)
+
+
+def describe_other_classes(found: Metadata, classes: list[str], data: str) -> str:
+    """Return how the classes of the weights differ from those of the data set."""
+    if not found.classes_known:
+        return f"the weights are for {len(found.classes)} classes, and {data} has {len(classes)}"
+    differences = [
+        f"only {owner} {verb} {textwrap.shorten(', '.join(names), 200)}"
+        for owner, verb, names in (
+            ("the weights", "have", [name for name in found.classes if name not in classes]),
+            (data, "has", [name for name in classes if name not in found.classes]),
+        )
+        if names
+    ]
+    difference = "; ".join(differences) or "their order"
+    return f"the classes of the weights differ from those of {data}: {difference}"
+
+
+# What torch.save or safetensors wrote
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return what a file holds, with all tensors on the CPU.
+
+    An object of a class that torch.load does not allow is replaced by a `Placeholder`.
+
+    Args:
+        path: a file written by torch.save, or a file of safetensors with that extension.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, or contains an object that cannot be
+            replaced. Changed tensor values go unnoticed in files without checksums: those of
+            safetensors, those of PyTorch before 1.6, and those that were saved without.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GIT_LFS_POINTER))
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+
+    if start == GIT_LFS_POINTER:
+        raise WeightsError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull")
+    if path.suffix == ".safetensors":
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{path} is damaged or not a safetensors file ({error})") from error
+    if start.startswith(b"PK") or zipfile.is_zipfile(path):
+        check_archive(path)
+        return load(path, unknown_classes(path))
+    if start.startswith(pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)):
+        return load(path, unknown_classes_before_1_6(path))
+    raise WeightsError(f"{path} was not written by torch.save: it begins with {start[:16]!r}")
+
+
+def check_archive(path: Path) -> None:
+    """Check the zip file that torch.save writes: torch.load does not verify its checksums.
+
+    Raises:
+        WeightsError: the file is damaged, or was not written by torch.save.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.serialization.set_crc32_options(False) saves 0 in the place of each checksum.
+            has_checksums = any(entry.CRC for entry in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+            names = {PurePosixPath(name).name for name in archive.namelist()}
+    except Exception as error:  # damaged files raise many kinds of exceptions
+        raise WeightsError(f"{path} is damaged or incomplete ({error})") from error
+    if damaged:
+        raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} is wrong")
+    if "data.pkl" not in names or "constants.pkl" in names:
+        raise WeightsError(f"{path} was not written by torch.save, but may be a TorchScript file")
+
+
+def unknown_classes(path: Path) -> list[str]:
+    """Return the names of the classes in a file that torch.load does not allow.
+
+    Raises:
+        WeightsError: the file is damaged, or was saved with an unusual pickle protocol.
+    """
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} cannot be read without running code: save it again, without the argument "
+            "pickle_protocol of torch.save"
+        ) from error
+
+
+def unknown_classes_before_1_6(path: Path) -> list[str]:
+    """Return the same for a file of PyTorch before 1.6, which is not a zip file.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    names = set()
+    try:
+        with path.open("rb") as file:
+            for _ in range(4):  # four pickles: two numbers, the system, the object
+                for opcode, argument, _ in pickletools.genops(file):
+                    if opcode.name == "GLOBAL":  # the argument is "module name"
+                        names.add(str(argument).replace(" ", "."))
+    except Exception as error:  # damaged files raise many kinds of exceptions
+        raise WeightsError(f"{path} is damaged") from error
+    known = ("torch.", "collections.OrderedDict")
+    return [name for name in names if not name.startswith(known)]
+
+
+def load(path: Path, unknown: list[str]) -> Any:
+    """Return what torch.save wrote, with a `Placeholder` for each object of an unknown class.
+
+    Raises:
+        WeightsError: the file is damaged, or contains an object that cannot be replaced.
+    """
+    try:
+        placeholders: list[Any] = [(type(name, (Placeholder,), {}), name) for name in unknown]
+        with torch.serialization.safe_globals(placeholders):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many kinds of exceptions
+        if not unknown:
+            raise WeightsError(f"{path} is damaged") from error
+        names = textwrap.shorten(", ".join(sorted(unknown)), 200)
+        raise WeightsError(
+            f"{path} is damaged or cannot be read without running code: it refers to {names}. If "
+            "you trust the file, load it with weights_only=False and save only its state_dict"
+        ) from error
+
+
+class Placeholder:
+    """Replaces an object in a checkpoint whose class torch.load does not allow. It has no data."""
+
+    def __new__(cls, *arguments: Any) -> "Placeholder":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
