@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn, TypeVar
 
-import tyro
-
 Model = Literal["alexnet", "resnet18"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Options = TypeVar("Options")
@@ -69,6 +67,8 @@ def hint(metavar: str, text: str) -> Any:
 
     By default, tyro shows the type and the default, which is None for such an option.
     """
+    import tyro  # here, because the other modules of this folder are used without it, too
+
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({text})")
 
 
@@ -83,6 +83,8 @@ def parse(
         arguments: what the user typed.
         default: the values of the options that are not given.
     """
+    import tyro
+
     # Of the flags --x and --no-x, there is only that which changes the default. Those of a run that
     # is resumed can be given again.
     flags = () if default else (tyro.conf.FlagCreatePairsOff,)

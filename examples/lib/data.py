@@ -1,5 +1,6 @@
 """Data sets: folders of images, one for each class, or CIFAR-10. Loaders of their batches."""
 
+import math
 import multiprocessing
 import os
 import random
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
-from torchvision.transforms import v2
 
 from examples.lib.command import ImageError, UserError, require, reuse_memory
 from examples.lib.distributed import LOCAL_WORLD_SIZE, RANK, WORLD_SIZE, rank_0_first
@@ -28,6 +28,7 @@ from examples.lib.images import (
     open_image,
     read_image,
     refuse,
+    resized_crop,
 )
 
 CIFAR10_FOLDER = "data"  # in the current folder
@@ -222,18 +223,49 @@ class RandomCrops(Dataset[Any]):
             image, label = self.images[index]
         except ImageError as error:
             return error
-        # Without workers, dropout draws from the same generator: it is left as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hash((self.seed, epoch, index)))
-            return random_crop(image, self.size), label
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch, index)))
+        return random_crop(image, self.size, generator), label
 
 
-def random_crop(image: Image.Image, size: int) -> np.ndarray:
-    """Return a random crop, uint8 (3, size, size), flipped horizontally half of the time."""
-    crop = v2.RandomResizedCrop(size, scale=(0.5, 1))  # the usual 0.08 to 1 needs many epochs
-    transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-    pixels: np.ndarray = transform(image).numpy()
-    return pixels
+def random_crop(
+    image: Image.Image, size: int, generator: torch.Generator, min_area: float = 0.5
+) -> np.ndarray:
+    """Return a random crop of an image, uint8 (3, size, size), flipped half of the time.
+
+    Args:
+        image: an RGB image.
+        size: height and width of the crop in pixels.
+        generator: the source of the random numbers.
+        min_area: the smallest part of the image's area. The usual 0.08 needs many epochs.
+    """
+    crop = resized_crop(image, random_box(image.width, image.height, generator, min_area), size)
+    flipped = torch.rand(1, generator=generator).item() < 0.5
+    return crop[:, :, ::-1].copy() if flipped else crop
+
+
+def random_box(
+    width: int, height: int, generator: torch.Generator, min_area: float
+) -> tuple[int, int, int, int]:
+    """Return a random box (left, top, right, bottom), as torchvision's RandomResizedCrop draws it.
+
+    Its area is uniform from `min_area` to all of the image, its aspect ratio log-uniform from 3/4
+    to 4/3. Of ten boxes, the first that fits is taken. If none does, the image is very long, and
+    its center is taken, as wide or as high as these ratios allow.
+    """
+    lowest, highest = (torch.log(torch.tensor(ratio)).item() for ratio in (3 / 4, 4 / 3))
+    for _ in range(10):
+        uniform = torch.empty(2)
+        area = uniform[:1].uniform_(min_area, 1, generator=generator).item() * width * height
+        ratio = torch.exp(uniform[1:].uniform_(lowest, highest, generator=generator)).item()
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(height - h + 1, (1,), generator=generator))
+            left = int(torch.randint(width - w + 1, (1,), generator=generator))
+            return left, top, left + w, top + h
+
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -290,10 +322,8 @@ def choose_images(data: str, size: int, resize_size: int, count: int, seed: int)
 
 def crop_photograph(size: int, count: int) -> np.ndarray:
     """Return random crops of the repository's photograph, uint8 (count, 3, size, size)."""
-    photograph = open_image(PHOTOGRAPH)
-    crop = v2.Compose([v2.PILToTensor(), v2.RandomResizedCrop(size)])
-    torch.manual_seed(0)
-    return np.stack([crop(photograph).numpy() for _ in range(count)])
+    photograph, generator = open_image(PHOTOGRAPH), torch.Generator().manual_seed(0)
+    return np.stack([random_crop(photograph, size, generator, min_area=0.08) for _ in range(count)])
 
 
 # Loaders

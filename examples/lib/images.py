@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
-from torchvision.transforms import v2
 
 from examples.lib.command import ImageError
 
@@ -56,7 +55,7 @@ def open_image(path: Path, min_size: int | None = None) -> Image.Image:
         path: a file in one of the `FORMATS`.
         min_size: allows a JPEG to be decoded, faster, at 1/2, 1/4 or 1/8 of its width and height.
             The smallest of these sizes is used at which both sides have at least `min_size` pixels.
-            If there is none, or for other formats, the image is decoded at full size.
+            An image that still has more than `LARGE` pixels is reduced in the same way.
 
     Raises:
         ImageError: the file cannot be read or decoded, has more pixels than Pillow allows, has one
@@ -85,17 +84,25 @@ def decode(file: Path | io.BytesIO, min_size: int | None) -> Image.Image:
         if min_size is not None:
             image.draft(None, (min_size, min_size))
 
-        if image.width * image.height > LARGE:
+        is_large = image.width * image.height > LARGE
+        if is_large:
             locks.enter_context(LARGE_IMAGE)
         image.load()
         with contextlib.suppress(Exception):  # ignore broken EXIF data
             ImageOps.exif_transpose(image, in_place=True)
+        rgb = to_rgb(image)
+        if is_large and min_size is not None:
+            rgb = rgb.reduce(max(1, min(rgb.size) // min_size))
+        return rgb
 
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return to_8_bit_gray(image).convert("RGB")
-        if image.has_transparency_data:
-            return put_on_white(image)
-        return image.convert("RGB")
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in 8 bits per color, with transparent parts in white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return to_8_bit_gray(image).convert("RGB")
+    if image.has_transparency_data:
+        return put_on_white(image)
+    return image.convert("RGB")
 
 
 def check_first_page(image: TiffImageFile) -> None:
@@ -184,11 +191,26 @@ def describe_error(error: Exception) -> str:
 def center_crop(image: Image.Image, size: int, resize_size: int) -> np.ndarray:
     """Resize the shorter side of an image, and return its center crop, uint8 (3, size, size).
 
-    With sizes of 224 and 256, it is the crop of torchvision's published accuracies.
+    With sizes of 224 and 256, it is the crop of torchvision's published accuracies: the box is that
+    of `Resize` and `CenterCrop`, which round to whole pixels. Values differ by at most 1.
     """
-    transform = v2.Compose([v2.PILToTensor(), v2.Resize(resize_size), v2.CenterCrop(size)])
-    pixels: np.ndarray = transform(image).numpy()
-    return pixels
+    shorter = min(image.size)
+    width, height = (int(resize_size * side / shorter) for side in image.size)  # after Resize
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    x, y = image.width / width, image.height / height  # pixels of the image in one after Resize
+    return resized_crop(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
+
+
+def resized_crop(
+    image: Image.Image, box: tuple[float, float, float, float], size: int
+) -> np.ndarray:
+    """Return the box (left, top, right, bottom) of an image, resized to uint8 (3, size, size).
+
+    Only the pixels of the box are computed. They are averaged where the crop is smaller than the
+    box (antialiasing).
+    """
+    crop = image.resize((size, size), Image.Resampling.BILINEAR, box)
+    return np.asarray(crop).transpose(2, 0, 1).copy()
 
 
 def read_image(path: Path, size: int, resize_size: int) -> np.ndarray:

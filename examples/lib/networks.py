@@ -70,7 +70,7 @@ def check_image_size(name: str, size: int) -> None:
 def normalize(pixels: Tensor) -> Tensor:
     """Map uint8 (N, 3, H, W) to what the networks expect, float32: as ImageNet's are normalized."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
-    return (pixels.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    return (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 class PixelNetwork(nn.Module):
@@ -87,7 +87,7 @@ class PixelNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map RGB images, uint8 (N, 3, H, W), to logits (N, num_classes)."""
-        logits: Tensor = self.network((pixels.float() / 255 - self.mean) / self.std)
+        logits: Tensor = self.network((pixels / 255 - self.mean) / self.std)
         return logits
 
 

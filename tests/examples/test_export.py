@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import json
@@ -180,38 +181,45 @@ def test_the_last_lines_are_size_agreement_error_and_times(weights, tmp_path):
         assert re.fullmatch(r"[\d.]+, in PyTorch [\d.]+ \([\d.]+ times as long\)", time)
 
 
-def swap_channels(monkeypatch):
+class SwappedChannels(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
     def forward(self, images):
-        return self.network((images.flip(1) / 255 - self.mean) / self.std)
-
-    monkeypatch.setattr(PixelNetwork, "forward", forward)
+        return self.network(images.flip(1))
 
 
-def forget_normalization(monkeypatch):
-    monkeypatch.setattr(PixelNetwork, "forward", lambda self, images: self.network(images / 255))
+def without_normalization(network):
+    network = copy.deepcopy(network)
+    network.mean.zero_()
+    network.std.fill_(1)
+    return network
 
 
-def another_network(monkeypatch):
-    write, other = export.write_openvino, PixelNetwork(MODELS["resnet18"](num_classes=2)).eval()
-    monkeypatch.setattr(export, "write_openvino", lambda network, *rest: write(other, *rest))
+def another_network(network):
+    return PixelNetwork(MODELS["resnet18"](num_classes=2)).eval()
 
 
 @needs_nncf
 @pytest.mark.parametrize(
     "format, int8, fault",
     [
-        ("openvino", False, swap_channels),
-        ("openvino", False, forget_normalization),
+        ("openvino", False, SwappedChannels),
+        ("openvino", False, without_normalization),
         ("openvino", False, another_network),
-        ("openvino", True, swap_channels),
-        ("onnx", True, swap_channels),
+        ("openvino", True, SwappedChannels),
+        ("onnx", True, SwappedChannels),
     ],
 )
 def test_a_wrong_file_is_refused_and_does_not_stay(
     format, int8, fault, weights, photos, tmp_path, monkeypatch
 ):
     (tmp_path / file_name(format)).write_text("an earlier export")
-    fault(monkeypatch)
+    write = getattr(export, f"write_{format}")
+    monkeypatch.setattr(
+        export, f"write_{format}", lambda network, *rest: write(fault(network), *rest)
+    )
     options = ["--weights", weights, "--format", format, "--out", tmp_path]
     if int8:
         options += ["--calibrate", photos]

@@ -41,13 +41,14 @@ def on_terminal(pexpect, *arguments: object, command: str = "train"):
 # Interrupts a loader again and again, at random times: an interrupt must come while a batch is
 # handed over, which it seldom does.
 INTERRUPTIONS = """
-import os, random, signal, threading, torch
+import os, random, signal, threading
+from PIL import Image
 from examples.lib.data import validation_loader
 
-images = [(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)] * 40_000
+images = [(Image.new("RGB", (8, 8)), 0)] * 40_000
 caught = 0
 for _ in range(20):
-    loader = validation_loader(images, batch_size=4, workers=1, device=torch.device("cpu"))
+    loader = validation_loader(images, size=8, resize_size=8, batch_size=4, workers=1)
     batches = iter(loader)
     next(batches)
     try:

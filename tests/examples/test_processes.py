@@ -18,38 +18,38 @@ from tests.examples.training import ROOT, TIMEOUT, TORCHRUN, arguments, run  # n
 DOWNLOAD = """
 import sys, time
 from pathlib import Path
-import torch.distributed as dist
-from examples.lib.distributed import first_process_first, join_processes
+import torch
+from examples.lib.distributed import join_processes, leave_processes, rank_0_first
 
 file = Path(sys.argv[1])
-join_processes("cpu")
-with first_process_first():
+join_processes(torch.device("cpu"))
+with rank_0_first():
     if not file.exists():
         time.sleep(1)
         with file.open("a") as lines:
             lines.write("downloaded\\n")
 assert file.exists()
-dist.destroy_process_group()
+leave_processes()
 """
 
 # A thread of a training process, as those of torch.distributed, that holds a lock.
 LOCK = """
 import threading
-import torch
+from PIL import Image
 from examples.lib.data import validation_loader
 
 lock = threading.Lock()
 
-class Images(torch.utils.data.Dataset):
+class Images:
     def __len__(self):
         return 2
 
     def __getitem__(self, index):
-        return torch.zeros(3, 8, 8, dtype=torch.uint8), int(lock.acquire(timeout=1))
+        return Image.new("RGB", (8, 8)), int(lock.acquire(timeout=1))
 
 if __name__ == "__main__":
     threading.Thread(target=lock.acquire).start()
-    loader = validation_loader(Images(), batch_size=2, workers=1, device=torch.device("cpu"))
+    loader = validation_loader(Images(), size=8, resize_size=8, batch_size=2, workers=1)
     print([labels.tolist() for _, labels in loader])
 """
 
