@@ -175,7 +175,7 @@ def test_the_last_lines_are_size_agreement_error_and_times(weights, tmp_path):
     size = (tmp_path / "fast" / "resnet18.bin").stat().st_size / 1e6
     assert numbers[f"{tmp_path}/fast/resnet18.bin"] == f"{size:.1f} MB"
     assert numbers["agreement of the most likely class with PyTorch"] == "100.0% of 32 images"
-    assert 0 < float(numbers["largest relative error of the logits"]) < 1e-4
+    assert 0 < float(numbers["largest relative error of the logits"]) < 1e-3  # what the page says
     for batch_size in (1, 32):
         time = numbers[f"milliseconds per image at batch {batch_size}"]
         assert re.fullmatch(r"[\d.]+, in PyTorch [\d.]+ \([\d.]+ times as long\)", time)
