@@ -43,10 +43,10 @@ from examples.engines import (
 )
 from examples.lib.command import Model, UserError, hint, parse, print_result, require, run
 from examples.lib.compare import TOLERANCES, relative_error, silence, time_in_turns
-from examples.lib.data import crop_photograph
 from examples.lib.distributed import find_device
 from examples.lib.networks import ARCHITECTURES, normalize
 from examples.lib.results import new_figure
+from examples.lib.unlabeled import crop_photograph
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,36 +1,35 @@
 """Train or fine-tune AlexNet or ResNet-18.
 
+python -m examples.train DATA --pretrained --out runs/tuned
+python -m examples.train --resume --out runs/tuned
 python -m examples.train cifar10 --image-size 64 --epochs 20 --out runs/cifar10
-python -m examples.train --resume --out runs/cifar10
-python -m examples.train DATA --pretrained --lr 0.0025 --epochs 5 --out runs/tuned
 torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 """
 
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Positional
 
-from examples.lib.checkpoints import is_for_classes, load_weights, read_checkpoint
+from examples.lib.checkpoints import (
+    assumed_order,
+    class_indices,
+    load_weights,
+    read_checkpoint,
+)
 from examples.lib.classifier import EXPORTED, Metadata, default_resize_size
 from examples.lib.command import Model, Precision, UserError, hint, parse, require, run
-from examples.lib.data import (
-    Data,
-    EpochSampler,
-    check_loader_options,
-    load_data,
-    training_loader,
-    validation_loader,
-)
+from examples.lib.data import LabeledImages
 from examples.lib.distributed import (
     RANK,
     WORLD_SIZE,
@@ -42,7 +41,16 @@ from examples.lib.distributed import (
     print_once,
     rank_0_first,
 )
-from examples.lib.metrics import accuracy_and_loss, describe_accuracy, progress_bar, sound_batches
+from examples.lib.features import compute_features
+from examples.lib.loaders import (
+    CenterCrops,
+    EpochSampler,
+    RandomCrops,
+    check_loader_options,
+    training_loader,
+    validation_loader,
+)
+from examples.lib.metrics import Predictions, classify, progress_bar, sound_batches
 from examples.lib.networks import (
     ARCHITECTURES,
     Network,
@@ -51,7 +59,9 @@ from examples.lib.networks import (
     autocast,
     check_image_size,
 )
+from examples.lib.report import FILES, describe, differs_by_class, write_report
 from examples.lib.results import new_figure, write_atomically
+from examples.lib.split import VAL_FRACTION, Data, Selection, is_split, load_images
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Options:
     """Train or fine-tune AlexNet or ResNet-18."""
 
     data: Annotated[Positional[str], hint("DATA", "required, except with --resume")]
-    """Folder with train/<class>/ and val/<class>/, or cifar10, which is downloaded to data/."""
+    """Folder with <class>/, which is split, or train/<class>/ and val/<class>/, or cifar10."""
     model: Annotated[Model | None, hint("{alexnet,resnet18}", "default: resnet18")] = None
     """Network to train. With --weights, the network of that file."""
     pretrained: bool = False
@@ -71,16 +81,28 @@ class Options:
     out: Path = Path("runs/train")
     """Folder for the results."""
 
-    epochs: int = 90
+    val_fraction: Annotated[float | None, hint("FLOAT", f"default: {VAL_FRACTION}")] = None
+    """Part of the images that is for validation, if DATA has no train/ and val/."""
+    skip_damaged: bool = False
+    """Train without the files that cannot be used. All images are read before the first step."""
+    numeric_order: bool = False
+    """Number the classes by the numbers that are their names: 2 before 10. Default: as text."""
+
+    freeze: bool = False
+    """Train the last layer only. What the others compute of each image is computed once."""
+    epochs: Annotated[int | None, hint("INT", "default: 90, or 10 from weights")] = None
     """Number of passes over the training images."""
     batch_size: int = 64
     """Images per training step, in total over all processes."""
     lr: Annotated[float | None, hint("FLOAT", "default: proportional to --batch-size")] = None
-    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18)."""
+    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18),
+    and a tenth of it from --pretrained or --weights."""
     weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
     """Weight decay. The default is 0.0005 (AlexNet) or 0.0001 (ResNet-18), as in the papers."""
     label_smoothing: float = 0.0
     """Fraction of each label that is spread evenly over all classes."""
+    class_weights: bool = False
+    """Weigh the loss of each image by the inverse of the size of its class."""
     image_size: Annotated[int | None, hint("INT", "default: as saved in --weights, or 224")] = None
     """Height and width of the images in pixels."""
     precision: Precision = "float32"
@@ -99,14 +121,38 @@ class Config(Options):
     """The options of a run, of which none is left open. None: whatever this machine has."""
 
     model: Model
+    val_fraction: float
+    epochs: int
     lr: float
     weight_decay: float
     image_size: int
 
 
+FINE_TUNING_EPOCHS = 10
+FEW_IMAGES = 10_000  # for training from random weights
+
 # The options that may change when a run is resumed: they do not affect its result,
 # except that another device rounds differently.
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
+
+
+@dataclass
+class State:
+    """What changes during a run, and what --resume restores.
+
+    Attributes:
+        network: the network whose weights are saved.
+        optimizer: that of the weights that are trained.
+        scaler: of the loss, for float16.
+        rows: of metrics.csv, one for each finished epoch.
+        best: the predictions for the validation images after the best of these epochs.
+    """
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: Predictions | None = None
 
 
 def train(
@@ -115,7 +161,7 @@ def train(
     initial: tuple[Network, Metadata] | None,
     checkpoint: dict[str, Any] | None,
 ) -> None:
-    """Train or fine-tune a network. Write its weights, metrics and curves to --out.
+    """Train or fine-tune a network. Write its weights, metrics and judgment to --out.
 
     Args:
         config: the options.
@@ -125,23 +171,21 @@ def train(
     """
     check_image_size(config.model, config.image_size)
     check_batch_norm(config)
-    resize_size = default_resize_size(config.image_size)
-    data = load_data(config.data, resize_size)
+    data = find_data(config, checkpoint)
     check_data(config, data, checkpoint)
-    sampler = EpochSampler(data.train, config.seed)
-    train_loader = training_loader(
-        data.train, config.image_size, sampler, config.batch_size, config.workers
-    )
-    val_loader = validation_loader(
-        data.val, config.image_size, resize_size, config.batch_size, config.workers
-    )
 
     torch.manual_seed(config.seed)
-    network = build_network(config, initial, data.val.classes)
+    network, kept_head = build_network(config, initial, data.val.classes)
     pixel_network = PixelNetwork(network).to(device).to(memory_format=torch.channels_last)
+    trained, train_set, val_set = what_is_trained(config, pixel_network, data, device)
+    workers = 0 if config.freeze else config.workers  # features are read from memory
+    sampler = EpochSampler(data.train, config.seed)
+    train_loader = training_loader(train_set, sampler, config.batch_size, workers)
+    val_loader = validation_loader(val_set, len(data.val), config.batch_size, workers)
+
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        trained.parameters(),
         lr=config.lr,  # replaced before each step
         momentum=0.9,
         nesterov=True,
@@ -149,58 +193,73 @@ def train(
         # On a CPU, fused steps ruin the weights if the scaler skips the first one (see findings/).
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
     )
-    rows: list[dict[str, float]] = []  # of metrics.csv, one for each finished epoch
-
+    state = State(network, optimizer, scaler)
     if checkpoint:  # with --resume
-        network.load_state_dict(checkpoint["network"])
-        # Not the saved groups: another device may have another value of `fused`.
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
-        scaler.load_state_dict(checkpoint["scaler"])
-        rows = checkpoint["rows"]
-
-    model = DistributedDataParallel(pixel_network) if WORLD_SIZE > 1 else pixel_network
-    logits_of = as_function(pixel_network, device, config.precision)
+        load_state(state, checkpoint)
+    model = DistributedDataParallel(trained) if WORLD_SIZE > 1 else trained
+    logits_of = as_function(trained, device, config.precision)
+    class_weights = balanced_weights(data.train).to(device) if config.class_weights else None
 
     if RANK == 0 and not checkpoint:  # now, to learn before the first step if --out is read-only
-        save_checkpoint(config, network, optimizer, scaler, data, rows)
+        save_checkpoint(config, data, state)
     print_once(describe_run(config, network, data, device, len(train_loader)))
     if checkpoint:
-        print_once(describe_resume(config, rows))
+        print_once(describe_resume(config, state.rows))
+    else:
+        print_once(describe_start(config, initial, kept_head, data))
 
-    for epoch in range(len(rows) + 1, config.epochs + 1):
+    for epoch in range(len(state.rows) + 1, config.epochs + 1):
         sampler.set_epoch(epoch)
         torch.manual_seed(hash((config.seed, epoch, RANK)))  # for dropout, also in a resumed run
 
-        row = train_one_epoch(config, model, optimizer, scaler, train_loader, device, epoch)
+        row = train_one_epoch(config, model, state, train_loader, class_weights, device)
         broadcast_buffers(network)
         model.eval()
-        row |= accuracy_and_loss(logits_of, val_loader)
-        if not math.isfinite(row["val_loss"]):
+        predictions = classify(logits_of, val_loader, len(data.val.classes))
+        if not math.isfinite(predictions.loss):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
-        rows.append({"epoch": epoch, **row})
+        state.rows.append({"epoch": epoch, **row, **validation_metrics(predictions)})
+        if best_epoch(state.rows) == epoch:
+            state.best = predictions
 
         if RANK == 0:
-            save_results(config, network, data.val.classes, rows)
-            save_checkpoint(config, network, optimizer, scaler, data, rows)
-        print_once(describe_epoch(config, rows[-1], len(data.val.classes)))
+            save_results(config, data, state)
+            save_checkpoint(config, data, state)
+        print_once(describe_epoch(config, state.rows[-1], predictions))
+
+    assert state.best is not None  # of the last epoch at least
+    if RANK == 0:
+        write_report(config.out, state.best, data.val)
+    print_once(f"best epoch: {best_epoch(state.rows)}, on the validation images")
+    for line in describe(state.best, data.val.classes):
+        print_once(line)
+    print_once(f"{config.out}: model.pt, {', '.join(FILES)}")
 
 
 def train_one_epoch(
     config: Config,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    state: State,
     loader: DataLoader[Any],
+    class_weights: Tensor | None,
     device: torch.device,
-    epoch: int,
 ) -> dict[str, float]:
     """Take one step per batch.
+
+    Args:
+        config: the options.
+        model: what is trained, in all processes.
+        state: its optimizer takes the steps.
+        loader: yields images, or features with --freeze, and labels.
+        class_weights: of the loss of the images of each class (num_classes,). None: all are 1.
+        device: where to compute.
 
     Returns:
         The last learning rate, the mean training loss, the training accuracy in percent, the images
         per second over all processes, and the seconds that the epoch took.
     """
+    epoch = len(state.rows) + 1
+    optimizer, scaler = state.optimizer, state.scaler
     model.train()
     loss_sum, correct = torch.zeros(2, device=device)
     seen = 0
@@ -218,7 +277,9 @@ def train_one_epoch(
             labels = labels.to(device, non_blocking=True)
             with autocast(device, config.precision):
                 logits = model(images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                loss = F.cross_entropy(
+                    logits, labels, class_weights, label_smoothing=config.label_smoothing
+                )
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -260,33 +321,56 @@ def learning_rate(progress: float, peak: float) -> float:
 # The checkpoint of a run
 
 
-def save_checkpoint(
-    config: Config,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    data: Data,
-    rows: list[dict[str, float]],
-) -> None:
+def save_checkpoint(config: Config, data: Data, state: State) -> None:
     """Write last.ckpt, from which --resume continues."""
     checkpoint = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "rows": rows,
-        "config": {key: storable(value) for key, value in asdict(config).items()},
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "rows": state.rows,
+        "best": state.best and storable(vars(state.best)),
+        "config": storable(asdict(config)),
         "processes": WORLD_SIZE,
         "images": data.description,
-        "classes": data.val.classes,  # with the sizes, so that --weights accepts the file too
-        "image_size": config.image_size,
-        "resize_size": default_resize_size(config.image_size),
+        "selection": {name: sorted(names) for name, names in vars(data.selection).items()},
+        **metadata_to_save(config, data),  # so that --weights accepts the file too
     }
     write_atomically(config.out / "last.ckpt", partial(torch.save, checkpoint))
 
 
-def storable(value: Any) -> Any:
-    """Return an option as torch.load reads it without running code: a path as text."""
-    return str(value) if isinstance(value, Path) else value
+def load_state(state: State, checkpoint: dict[str, Any]) -> None:
+    """Restore what `save_checkpoint` wrote."""
+    state.network.load_state_dict(checkpoint["network"])
+    # Not the saved groups: another device may have another value of `fused`.
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
+    state.scaler.load_state_dict(checkpoint["scaler"])
+    state.rows = checkpoint["rows"]
+    if checkpoint["best"] is not None:
+        best: Any = {name: np.asarray(values) for name, values in checkpoint["best"].items()}
+        state.best = Predictions(**best)
+
+
+def metadata_to_save(config: Config, data: Data) -> dict[str, Any]:
+    """Return what a file of weights says beside the weights, for `load_weights`."""
+    return {
+        "classes": data.val.classes,
+        "image_size": config.image_size,
+        "resize_size": data.resize_size,
+        "val_fraction": config.val_fraction if data.selection.val else None,
+    }
+
+
+def storable(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as torch.load reads them without running code: no paths, no NumPy arrays."""
+    return {
+        name: str(value)
+        if isinstance(value, Path)
+        else torch.from_numpy(value)
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in values.items()
+    }
 
 
 def load_checkpoint(out: Path) -> dict[str, Any]:
@@ -349,28 +433,38 @@ def check_no_run(out: Path) -> None:
 # The results of a run
 
 
-def save_results(
-    config: Config, network: nn.Module, classes: list[str], rows: list[dict[str, float]]
-) -> None:
-    """Write metrics.csv and curves.png, and model.pt if the last epoch has the best top-1."""
+def validation_metrics(predictions: Predictions) -> dict[str, float]:
+    """Return the columns of metrics.csv that are about the validation images."""
+    return {
+        "val_loss": predictions.loss,
+        "val_top1": predictions.top1,
+        "val_top5": predictions.top5,
+        "val_class_mean": predictions.class_mean,
+    }
+
+
+def best_epoch(rows: list[dict[str, float]]) -> int:
+    """Return the epoch with the highest top-1 accuracy, of several that with the lowest loss."""
+    best = min(rows, key=lambda row: (-row["val_top1"], row["val_loss"]))
+    return int(best["epoch"])
+
+
+def save_results(config: Config, data: Data, state: State) -> None:
+    """Write metrics.csv and curves.png, and model.pt if the last epoch is the best."""
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    classes = data.val.classes
+    table = pd.DataFrame(state.rows)
     write_atomically(config.out / "metrics.csv", partial(table.to_csv, index=False))
     title = f"{config.model} on {len(classes)} classes, {config.image_size} × {config.image_size}"
     write_atomically(config.out / "curves.png", partial(draw_curves, table, title))
 
-    if table["val_top1"].idxmax() == len(rows) - 1:  # on a tie, the first epoch is kept
+    if best_epoch(state.rows) == len(state.rows):
         weights = {
             name: tensor.cpu().contiguous()  # not channels-last
-            for name, tensor in network.state_dict().items()
+            for name, tensor in state.network.state_dict().items()
         }
-        best = {
-            "state_dict": weights,
-            "classes": classes,
-            "image_size": config.image_size,
-            "resize_size": default_resize_size(config.image_size),
-        }
+        best = {"state_dict": weights, **metadata_to_save(config, data)}
         write_atomically(config.out / "model.pt", partial(torch.save, best))
 
 
@@ -392,6 +486,38 @@ def draw_curves(table: Any, title: str, file: BinaryIO) -> None:
     figure.savefig(file, format="png")
 
 
+# The images
+
+
+def find_data(config: Config, checkpoint: dict[str, Any] | None) -> Data:
+    """Return the images of --data. A resumed run does not read them again to choose them."""
+    resize_size = default_resize_size(config.image_size)
+    selection = None
+    if checkpoint:
+        names = checkpoint["selection"]
+        selection = Selection(**{name: frozenset(names[name]) for name in names})
+    (train_images, val_images), selection = load_images(
+        config.data,
+        ("train", "val"),
+        resize_size,
+        config.val_fraction,
+        config.skip_damaged,
+        config.numeric_order,
+        config.workers,
+        selection,
+    )
+    return Data(train_images, val_images, selection, resize_size)
+
+
+def balanced_weights(images: LabeledImages) -> Tensor:
+    """Return a weight for each class (num_classes,): the larger, the fewer images it has.
+
+    All classes then contribute as much to the loss, and the mean weight of an image is 1.
+    """
+    counts = torch.bincount(torch.tensor(images.labels()), minlength=len(images.classes))
+    return len(images) / (len(images.classes) * counts.clamp(min=1))
+
+
 # The network
 
 
@@ -400,24 +526,70 @@ def load_initial(options: Options) -> tuple[Network, Metadata] | None:
     if options.weights is None and not options.pretrained:
         return None
     with rank_0_first():  # it may download the weights
-        return load_weights(options.weights, options.model, head_optional=True)
+        return load_weights(
+            options.weights,
+            options.model,
+            options.image_size,
+            head_optional=True,
+        )
 
 
 def build_network(
     config: Config, initial: tuple[Network, Metadata] | None, classes: list[str]
-) -> Network:
-    """Return the network to train.
+) -> tuple[Network, bool]:
+    """Return the network to train, and whether it has the head of the initial weights.
 
-    If the initial weights are for other classes, the network gets a new head with random weights.
+    If they are for other classes, it gets a new head with random weights. If they have the same
+    classes in another order, the rows of the head are put into the order of `classes`.
     """
     architecture = ARCHITECTURES[config.model]
     if initial is None:
-        return architecture.network(num_classes=len(classes))
+        return architecture.network(num_classes=len(classes)), False
     network, metadata = initial
-    if not is_for_classes(metadata, classes):
+    indices = class_indices(metadata, classes)
+    if indices is None:
         new = architecture.network(num_classes=len(classes))
         setattr(network, architecture.head, getattr(new, architecture.head))
-    return network
+        return network, False
+    head = getattr(network, architecture.head)
+    for parameter in head.parameters():
+        parameter.data = parameter.data[indices]
+    return network, True
+
+
+def what_is_trained(
+    config: Config, network: PixelNetwork, data: Data, device: torch.device
+) -> tuple[nn.Module, Dataset[Any], Dataset[Any]]:
+    """Return the module that is trained, and what it takes for each training and validation image.
+
+    This is the whole network and pixels. With --freeze, it is the head, and the features that the
+    network without its head gives for the center crop of each image.
+    """
+    if not config.freeze:
+        return (
+            network,
+            RandomCrops(data.train, config.image_size, config.seed),
+            CenterCrops(data.val, config.image_size, data.resize_size),
+        )
+
+    name = ARCHITECTURES[config.model].head
+    head: nn.Module = getattr(network.network, name)
+    setattr(network.network, name, nn.Identity())
+    features_of = as_function(network.eval(), device, config.precision)
+    train_set, val_set = (
+        compute_features(
+            features_of,
+            validation_loader(
+                CenterCrops(images, config.image_size, data.resize_size),
+                len(images),
+                config.batch_size,
+                config.workers,
+            ),
+        )
+        for images in (data.train, data.val)
+    )
+    setattr(network.network, name, head)
+    return nn.Sequential(nn.Flatten(), head), train_set, val_set
 
 
 # The options
@@ -440,7 +612,11 @@ def read_options(arguments: list[str]) -> tuple[Options, dict[str, Any] | None]:
 
 def check_options(config: Options) -> None:
     """Raise `UserError` if an option is invalid."""
-    require(config.epochs >= 1, "--epochs must be at least 1")
+    require(config.epochs is None or config.epochs >= 1, "--epochs must be at least 1")
+    require(
+        config.val_fraction is None or 0 < config.val_fraction < 1,
+        "--val-fraction must be between 0 and 1",
+    )
     check_loader_options(config.batch_size, config.workers, config.image_size)
     require(0 <= config.label_smoothing < 1, "--label-smoothing must be at least 0 and less than 1")
     if config.lr is not None:
@@ -458,6 +634,20 @@ def check_options(config: Options) -> None:
     require(
         config.weights is None or config.weights.suffix not in EXPORTED,
         f"{config.weights} is an exported network, which cannot be trained: use its weights",
+    )
+
+
+def check_new_run(options: Options) -> None:
+    """Raise `UserError` if options do not fit together, or the data. A run's own options do."""
+    require(
+        options.val_fraction is None or is_split(options.data),
+        f"--val-fraction is for a folder that is split: {options.data} has training and validation "
+        "images",
+    )
+    require(
+        not options.freeze or options.pretrained or options.weights is not None,
+        "--freeze trains the last layer only: give the weights of the others with --pretrained or "
+        "--weights",
     )
 
 
@@ -490,11 +680,14 @@ def fill_in_defaults(options: Options, initial: tuple[Network, Metadata] | None)
     """Fill in the defaults that depend on the initial weights, the network or the batch size."""
     model = options.model or (initial[1].name if initial else "resnet18")
     architecture = ARCHITECTURES[model]
+    lr = architecture.learning_rate * options.batch_size / 256
     defaults = {
         "model": model,
-        "image_size": initial[1].image_size if initial else 224,
-        "lr": architecture.learning_rate * options.batch_size / 256,
+        "val_fraction": VAL_FRACTION,
+        "epochs": FINE_TUNING_EPOCHS if initial else 90,
+        "lr": lr / 10 if initial and not options.freeze else lr,
         "weight_decay": architecture.weight_decay,
+        "image_size": initial[1].image_size if initial else 224,
     }
     given = {name: value for name, value in vars(options).items() if value is not None}
     return Config(**{**defaults, **given})
@@ -518,6 +711,23 @@ def describe_run(
     )
 
 
+def describe_start(
+    config: Config, initial: tuple[Network, Metadata] | None, kept_head: bool, data: Data
+) -> str:
+    """Return one line that says what the weights of a new run are."""
+    head = ARCHITECTURES[config.model].head
+    if initial is None:
+        few = ""
+        if len(data.train) < FEW_IMAGES:
+            few = f": {len(data.train):,} images are few for that, --pretrained needs less"
+        return f"all weights are random{few}"
+    metadata = initial[1]
+    if not kept_head:
+        return f"the last layer {head} is new"
+    assumed = "" if metadata.classes_known else f": {assumed_order(data.train.classes)}"
+    return f"the last layer {head} is that of the weights{assumed}"
+
+
 def describe_resume(config: Config, rows: list[dict[str, float]]) -> str:
     """Return one line that says where a resumed run continues."""
     if not rows:
@@ -527,12 +737,17 @@ def describe_resume(config: Config, rows: list[dict[str, float]]) -> str:
     return f"the run in {config.out} continues after epoch {len(rows)}/{config.epochs}"
 
 
-def describe_epoch(config: Config, row: dict[str, float], num_classes: int) -> str:
+def describe_epoch(config: Config, row: dict[str, float], predictions: Predictions) -> str:
     """Return one line with the metrics of an epoch."""
+    accuracies = f"top-1 {row['val_top1']:.2f}%"
+    if predictions.num_classes > 5:
+        accuracies += f", top-5 {row['val_top5']:.2f}%"
+    if differs_by_class(predictions):
+        accuracies += f", mean over the classes {row['val_class_mean']:.2f}%"
     return (
         f"epoch {row['epoch']}/{config.epochs}: "
         f"training loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.2f}%; "
-        f"validation loss {row['val_loss']:.3f}, {describe_accuracy(row, num_classes, digits=2)}; "
+        f"validation loss {row['val_loss']:.3f}, {accuracies}; "
         f"{row['images/s']:.0f} images/s"
     )
 
@@ -545,6 +760,7 @@ def main(arguments: list[str]) -> None:
     if isinstance(options, Config):
         train(options, device, None, checkpoint)
     else:
+        check_new_run(options)
         initial = load_initial(options)
         train(fill_in_defaults(options, initial), device, initial, None)
     leave_processes()

@@ -12,9 +12,10 @@ import pickletools
 import re
 import sys
 import textwrap
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import alexnet
 import resnet18
-from examples.lib.classifier import Metadata, default_resize_size
+from examples.lib.classifier import ONE_OUTPUT, Metadata, default_resize_size
 from examples.lib.command import Model, WeightsError, escape
 from examples.lib.networks import ARCHITECTURES, Network
 
@@ -32,7 +33,10 @@ GIT_LFS_POINTER = b"version https://git-lfs"
 
 
 def load_weights(
-    weights: Path | None, model: Model | None = None, head_optional: bool = False
+    weights: Path | None,
+    model: Model | None = None,
+    image_size: int | None = None,
+    head_optional: bool = False,
 ) -> tuple[Network, Metadata]:
     """Return a network in float32, on the CPU and in training mode, and what is known of it.
 
@@ -40,15 +44,20 @@ def load_weights(
         weights: a file that `read_checkpoint` reads. None: the official weights.
         model: the network that the file must contain. None: either; of the official weights those
             of ResNet-18.
+        image_size: height and width of the images in pixels. None: as the file says, or 224.
         head_optional: whether the last layer may be missing, as in a backbone of self-supervised
             learning. It is then filled with zeros, and `classes` is empty.
 
     Raises:
         WeightsError: the weights cannot be read or downloaded, or are not those of such a network.
     """
-    if weights is None:
-        return load_official(model or "resnet18")
-    return load_file(weights, model, head_optional)
+    if weights is not None:
+        return load_file(weights, model, image_size, head_optional)
+    network, metadata = load_official(model or "resnet18")
+    if image_size is not None:
+        resize_size = default_resize_size(image_size)
+        metadata = replace(metadata, image_size=image_size, resize_size=resize_size)
+    return network, metadata
 
 
 # Official weights
@@ -107,12 +116,14 @@ class Layout:
         first: the weights of the first layer.
         last: the last weights before the head.
         head: the last layer, which gives the logits.
+        hidden: the weights of the linear layers before the head.
     """
 
     network: Model
     first: str
     last: str
     head: str
+    hidden: tuple[str, ...] = ()
 
     @property
     def features(self) -> int:
@@ -121,10 +132,18 @@ class Layout:
 
 LAYOUTS = [
     Layout("resnet18", "conv1.weight", "layer4.1.conv2.weight", "fc"),
-    Layout("alexnet", "conv1.weight", "fc2.weight", "fc3"),
-    # torchvision's names:
-    Layout("alexnet", "features.0.weight", "classifier.4.weight", "classifier.6"),
+    Layout("alexnet", "conv1.weight", "fc2.weight", "fc3", hidden=("fc1.weight", "fc2.weight")),
+    Layout(  # torchvision's names
+        network="alexnet",
+        first="features.0.weight",
+        last="classifier.4.weight",
+        head="classifier.6",
+        hidden=("classifier.1.weight", "classifier.4.weight"),
+    ),
 ]
+
+# What PyTorch's wrappers put into the names of parameters, at any depth.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 # The keys under which training scripts save the weights, the most likely first. "": no key, the
 # checkpoint itself is the state_dict.
@@ -163,7 +182,9 @@ class Weights:
         return " in ".join(parts) or "the top level"
 
 
-def load_file(path: Path, model: Model | None, head_optional: bool) -> tuple[Network, Metadata]:
+def load_file(
+    path: Path, model: Model | None, image_size: int | None, head_optional: bool
+) -> tuple[Network, Metadata]:
     """Build the network whose weights are in a file.
 
     The state_dict may be under keys (`state_dict`, `model`, …), and its parameter names may have a
@@ -179,22 +200,33 @@ def load_file(path: Path, model: Model | None, head_optional: bool) -> tuple[Net
     saved = read_checkpoint(path)
     try:
         found = find_weights(saved)
-        weights = choose_weights(found, model, head_optional)
-        network = build_network(weights)
+        weights, network = choose_weights(found, model, head_optional)
         classes, classes_known = find_classes(saved, weights)
-        image_size = find_size(saved, "image_size", default=224)
-        resize_size = find_size(saved, "resize_size", default=default_resize_size(image_size))
+        if not head_optional and len(classes) == 1:
+            raise WeightsError(ONE_OUTPUT)
+        saved_size = find_size(saved, "image_size")
+        size = image_size or saved_size or 224
+        resize_size = find_size(saved, "resize_size") if size == saved_size else None
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
 
-    for note in describe_notes(weights, found):
+    notes = list(describe_notes(weights, found))
+    if not classes_known:
+        names = (
+            "ImageNet's names" if len(classes) == 1000 else f"the numbers 0 to {len(classes) - 1}"
+        )
+        notes.append(f"does not name its classes: they get {names}")
+    if not (image_size or saved_size):
+        notes.append("holds no image size: 224 is assumed (--image-size)")
+    for note in notes:
         print(escape(f"note: {path} {note}"), file=sys.stderr)
     return network, Metadata(
         name=weights.layout.network,
         classes=classes,
         classes_known=classes_known,
-        image_size=image_size,
-        resize_size=resize_size,
+        image_size=size,
+        resize_size=resize_size or default_resize_size(size),
+        val_fraction=saved.get("val_fraction"),  # written by examples.train
     )
 
 
@@ -238,6 +270,9 @@ def find_state_dicts(saved: Any, key: str = "") -> Iterator[tuple[str, dict[str,
         for name, tensor in saved.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
+    unwrapped = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(unwrapped) == len(tensors):  # otherwise it holds a network and the wrapped one
+        tensors = unwrapped
     if tensors:
         yield key, tensors
     for name, value in saved.items():
@@ -259,7 +294,7 @@ def find_bodies(tensors: Mapping[str, Tensor]) -> list[tuple[Layout, str]]:
 def complete(
     layout: Layout, inside: dict[str, Tensor], outside: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Add the head to the tensors inside a network, if it is the only linear layer outside.
+    """Find the head of a network, if it has another name: it is then the only other linear layer.
 
     Returns:
         The tensors of the network, and the names of those outside that do not belong to it.
@@ -267,24 +302,40 @@ def complete(
     if f"{layout.head}.weight" in inside:
         return inside, list(outside)
 
-    # What else has the name of the head is something in its place, such as a projection.
-    body = {name: inside[name] for name in inside if not name.startswith(f"{layout.head}.")}
     matrices = [name for name, tensor in outside.items() if tensor.dim() == 2]
-    if len(matrices) != 1 or outside[matrices[0]].shape[1] != layout.features:
-        return body, list(outside)
-    (weight,) = matrices
-    bias = weight.removesuffix("weight") + "bias"
-    head = {f"{layout.head}.weight": outside[weight]}
-    if bias in outside:
-        head[f"{layout.head}.bias"] = outside[bias]
-    return {**body, **head}, [name for name in outside if name not in (weight, bias)]
+    for name, tensor in inside.items():
+        if tensor.dim() == 2 and name not in layout.hidden:
+            matrices.append(name)
+    tensors = {**inside, **outside}
+    head = {}
+    if len(matrices) == 1 and tensors[matrices[0]].shape[1] == layout.features:
+        name = matrices[0].removesuffix("weight")
+        head = {
+            f"{layout.head}.{kind}": tensors[name + kind]
+            for kind in ("weight", "bias")
+            if name + kind in tensors
+        }
+        matrices.append(name + "bias")
+
+    # What else has the name of the head is something in its place, such as a projection.
+    body = {
+        name: tensor
+        for name, tensor in inside.items()
+        if name not in matrices and not name.startswith(f"{layout.head}.")
+    }
+    ignored = [name for name in outside if not head or name not in matrices]
+    return {**body, **head}, ignored
 
 
-def choose_weights(found: list[Weights], model: Model | None, head_optional: bool) -> Weights:
+def choose_weights(
+    found: list[Weights], model: Model | None, head_optional: bool
+) -> tuple[Weights, Network]:
     """Return the weights to use: those with a head, averaged (as in timm), under a usual key.
 
+    Weights that do not fit are passed over, if others do.
+
     Raises:
-        WeightsError: none of them can be used, or the two best rank equally.
+        WeightsError: none of them can be used, or the two best rank equally and differ.
     """
 
     def rank(weights: Weights) -> tuple[bool, bool, int]:
@@ -294,20 +345,38 @@ def choose_weights(found: list[Weights], model: Model | None, head_optional: boo
 
     wanted = [weights for weights in found if model in (None, weights.layout.network)]
     if not wanted:
-        other = found[0].layout.network
-        raise WeightsError(f"holds {other}, not {model}: use --model {other}")
-    best, *others = sorted(wanted, key=rank)
-    if others and rank(others[0]) == rank(best):
-        raise WeightsError(
-            f"holds weights under {best} and under {others[0]}, and it is unclear which to use: "
-            "save the state_dict of one network only"
-        )
+        held = found[0].layout.network
+        raise WeightsError(f"holds {held}, not {model}: use --model {held}")
+    fitting: list[tuple[Weights, Network]] = []
+    errors = []
+    for weights in sorted(wanted, key=rank):
+        try:
+            fitting.append((weights, build_network(weights)))
+        except WeightsError as error:
+            errors.append(error)
+    if not fitting:
+        raise errors[0]
+
+    (best, network), *others = fitting
+    for other, other_network in others:
+        if rank(other) == rank(best) and not have_equal_weights(network, other_network):
+            raise WeightsError(
+                f"holds weights under {best} and under {other}, and it is unclear which to use: "
+                "save the state_dict of one network only"
+            )
     if not (best.has_head or head_optional):
         raise WeightsError(
             f"holds {best.layout.network} without its last layer {best.layout.head}, so it has no "
             "classes yet: train it with examples.train --weights"
         )
-    return best
+    return best, network
+
+
+def have_equal_weights(one: Network, other: Network) -> bool:
+    tensors, others = one.state_dict(), other.state_dict()
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensors[name], others[name]) for name in tensors
+    )
 
 
 def build_network(weights: Weights) -> Network:
@@ -345,27 +414,46 @@ def find_classes(saved: Mapping[str, Any], weights: Weights) -> tuple[list[str],
     if not weights.has_head:
         return [], True
     num_classes = len(weights.tensors[f"{weights.layout.head}.weight"])
-    names, indices = saved.get("classes"), saved.get("class_to_idx")
-    if isinstance(indices, Mapping) and all(isinstance(i, int) for i in indices.values()):
-        names = sorted(indices, key=indices.__getitem__)
-    if isinstance(names, list):  # other training scripts may use this key for something else
-        if len(names) != num_classes:
-            raise WeightsError(f"holds {len(names)} class names for {num_classes} classes")
-        return [str(name) for name in names], True
+    for key in ("classes", "class_names", "class_to_idx"):
+        names = read_names(saved.get(key))
+        if names is not None:
+            if len(names) != num_classes:
+                raise WeightsError(f"holds {len(names)} class names for {num_classes} classes")
+            return [unicodedata.normalize("NFC", name) for name in names], True
     if num_classes == 1000:
         return imagenet_classes(), False
     return [str(index) for index in range(num_classes)], False
 
 
-def find_size(saved: Mapping[str, Any], key: str, default: int) -> int:
-    """Return a size in pixels that the checkpoint holds under the key, or the default.
+def read_names(value: Any) -> list[str] | None:
+    """Return class names in the order of their indices, or None if the value is something else.
+
+    It may be a list, or a dictionary from names to indices or from indices to names.
+    """
+    if isinstance(value, (list, tuple)):
+        return [str(name) for name in value]
+    if not isinstance(value, Mapping):
+        return None
+    names = value
+    if all(isinstance(index, int) for index in value.values()):
+        names = {index: name for name, index in value.items()}
+    if sorted(map(str, names)) != sorted(map(str, range(len(value)))):
+        return None
+    return [str(names.get(index, names.get(str(index)))) for index in range(len(value))]
+
+
+def find_size(saved: Mapping[str, Any], key: str) -> int | None:
+    """Return a size in pixels that the checkpoint holds under the key, or None.
 
     Raises:
-        WeightsError: it is no size.
+        WeightsError: it is no size, or that of images that are not square.
     """
-    size = saved.get(key, default)
-    if not isinstance(size, int) or size < 1:
-        raise WeightsError(f"holds the {key.replace('_', ' ')} {size!r}, not a positive integer")
+    size = saved.get(key)
+    if isinstance(size, (list, tuple)) and len(set(size)) == 1:
+        size = size[0]  # height and width
+    if size is not None and (not isinstance(size, int) or size < 1):
+        found = textwrap.shorten(repr(size), 100)
+        raise WeightsError(f"holds the {key.replace('_', ' ')} {found}, not a positive integer")
     return size
 
 
@@ -394,9 +482,10 @@ def describe_contents(saved: Any) -> str:
         wanted = [f"{layout.first} and {layout.last} ({layout.network})" for layout in LAYOUTS]
         return f"holds {summarize_names(names)}, but not both {', nor both '.join(wanted)}"
     if objects:
+        kinds = textwrap.shorten(", ".join(objects), 200)
         return (
-            f"holds an object of class {', '.join(objects)}, which cannot be read without running "
-            "code: save the model's state_dict(), not the model"
+            f"holds an object of class {kinds}, which cannot be read without running code: save "
+            "the model's state_dict(), not the model"
         )
     keys = f"the keys {', '.join(map(str, saved))}" if isinstance(saved, Mapping) else ""
     return "holds no named tensors, but " + textwrap.shorten(keys or type(saved).__name__, 200)
@@ -412,10 +501,29 @@ def summarize_names(names: list[str]) -> str:
 # The classes of a data set
 
 
-def is_for_classes(found: Metadata, classes: list[str]) -> bool:
-    """Return whether the weights are for these classes, as far as the file says."""
-    same_number = len(found.classes) == len(classes)
-    return same_number and (found.classes == classes or not found.classes_known)
+def class_indices(found: Metadata, classes: list[str]) -> list[int] | None:
+    """Return, for each of these classes, its index in the weights. None: they are for others.
+
+    If the file does not name its classes, it is assumed to have them in this order.
+    """
+    if len(found.classes) != len(classes):
+        return None
+    if not found.classes_known:
+        return list(range(len(classes)))
+    if sorted(found.classes) != sorted(classes):
+        return None
+    return [found.classes.index(name) for name in classes]
+
+
+def assumed_order(classes: list[str]) -> str:
+    """Return what is assumed where weights do not name their classes."""
+    text = (
+        "the weights do not name their classes, which are assumed to be the folders in this order: "
+        + textwrap.shorten(", ".join(classes), 60, placeholder=" …")
+    )
+    if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+        text += " (as text; --numeric-order takes them as numbers)"
+    return text
 
 
 def describe_other_classes(found: Metadata, classes: list[str], data: str) -> str:
@@ -430,7 +538,7 @@ def describe_other_classes(found: Metadata, classes: list[str], data: str) -> st
         )
         if names
     ]
-    difference = "; ".join(differences) or "their order"
+    difference = "; ".join(differences)
     return f"the classes of the weights differ from those of {data}: {difference}"
 
 
@@ -453,6 +561,8 @@ def read_checkpoint(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             start = file.read(len(GIT_LFS_POINTER))
+    except IsADirectoryError as error:
+        raise WeightsError(f"{path} is a folder: give a file in it") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
 
@@ -489,8 +599,11 @@ def check_archive(path: Path) -> None:
         raise WeightsError(f"{path} is damaged or incomplete ({error})") from error
     if damaged:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} is wrong")
-    if "data.pkl" not in names or "constants.pkl" in names:
-        raise WeightsError(f"{path} was not written by torch.save, but may be a TorchScript file")
+    if "constants.pkl" in names:
+        raise WeightsError(f"{path} is a TorchScript file: save the state_dict() of the model")
+    if "data.pkl" not in names:
+        found = textwrap.shorten(", ".join(sorted(names)), 100)
+        raise WeightsError(f"{path} was not written by torch.save: it is a zip file of {found}")
 
 
 def unknown_classes(path: Path) -> list[str]:
@@ -525,8 +638,8 @@ def unknown_classes_before_1_6(path: Path) -> list[str]:
                         names.add(str(argument).replace(" ", "."))
     except Exception as error:  # damaged files raise many kinds of exceptions
         raise WeightsError(f"{path} is damaged") from error
-    known = ("torch.", "collections.OrderedDict")
-    return [name for name in names if not name.startswith(known)]
+    known, modules = ("torch.", "collections.OrderedDict"), "torch.nn.modules."
+    return [name for name in names if not name.startswith(known) or name.startswith(modules)]
 
 
 def load(path: Path, unknown: list[str]) -> Any:

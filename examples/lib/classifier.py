@@ -6,7 +6,7 @@ PyTorch is imported for weights only. An exported file, of OpenVINO or ONNX, run
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import openvino
 
 EXPORTED = (".xml", ".onnx")  # the extensions of the files that examples.export writes
+ONE_OUTPUT = (
+    "has one output, a sigmoid's, and these commands take the softmax of at least two: train it "
+    "with two classes"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Metadata:
             of a data set.
         image_size: height and width, in pixels, of the images to use the network on.
         resize_size: the shorter side to which an image is resized before the crop.
+        val_fraction: which part of a folder of classes was for validation, by a hash of each image.
+            None: the network was not trained on such a folder.
     """
 
     name: Model
@@ -40,15 +46,16 @@ class Metadata:
     classes_known: bool
     image_size: int
     resize_size: int
+    val_fraction: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Classifier(Metadata):
     """A network that is ready to classify.
 
     Attributes:
         logits: a function from RGB pixels, uint8 (N, 3, image_size, image_size), to logits, float32
-            (N, num_classes).
+            (N, num_classes). It raises `UserError` if they are not finite.
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -101,14 +108,28 @@ def load_classifier(
     from examples.lib.networks import PixelNetwork, as_function, check_image_size
 
     torch_device = find_device(device)
-    network, metadata = load_weights(weights, model)
-    if image_size is not None:
-        check_image_size(metadata.name, image_size)
-        resize_size = default_resize_size(image_size)
-        metadata = replace(metadata, image_size=image_size, resize_size=resize_size)
+    network, metadata = load_weights(weights, model, image_size)
+    check_image_size(metadata.name, metadata.image_size)
     fused = fuse(PixelNetwork(network).eval())  # faster: folds batch norm into the convolutions
     fused.to(torch_device).to(memory_format=torch.channels_last)
-    return Classifier(**asdict(metadata), logits=as_function(fused, torch_device, precision))
+    logits = finite(as_function(fused, torch_device, precision), precision)
+    return Classifier(**asdict(metadata), logits=logits)
+
+
+def finite(
+    logits_of: Callable[[np.ndarray], np.ndarray], precision: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function, which now raises `UserError` if a logit is infinite or NaN."""
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        found = logits_of(pixels)
+        require(
+            np.isfinite(found).all(),
+            f"the logits are not finite in {precision}: the network's values are too large for it",
+        )
+        return found
+
+    return logits
 
 
 # Exported files
@@ -139,10 +160,13 @@ def load_exported(path: Path, model: Model | None = None) -> Classifier:
         raise WeightsError(f"{path} was not written by examples.export: its inputs are {inputs}")
     found = metadata.name
     require(model in (None, found), f"{path} holds {found}, not {model}: use --model {found}")
-    return Classifier(**asdict(metadata), logits=logits)
+    require(len(metadata.classes) > 1, f"{path} {ONE_OUTPUT}")
+    return Classifier(**asdict(metadata), logits=finite(logits, str(path)))
 
 
-METADATA_KEYS = ("network", "classes", "classes_known", "image_size", "resize_size")
+METADATA_KEYS = (
+    *("network", "classes", "classes_known", "image_size", "resize_size", "val_fraction"),
+)
 
 
 def to_strings(metadata: Metadata) -> dict[str, str]:
@@ -153,12 +177,13 @@ def to_strings(metadata: Metadata) -> dict[str, str]:
         "classes_known": json.dumps(metadata.classes_known),
         "image_size": str(metadata.image_size),
         "resize_size": str(metadata.resize_size),
+        "val_fraction": json.dumps(metadata.val_fraction),
     }
 
 
 def from_strings(found: dict[str, str]) -> Metadata | None:
     """Return what `to_strings` wrote, or None if it did not write it."""
-    if not set(METADATA_KEYS[:4]) <= found.keys():  # earlier versions did not write the last one
+    if not set(METADATA_KEYS[:4]) <= found.keys():  # earlier versions did not write the others
         return None
     image_size = int(found["image_size"])
     return Metadata(
@@ -167,6 +192,7 @@ def from_strings(found: dict[str, str]) -> Metadata | None:
         classes_known=json.loads(found["classes_known"]),
         image_size=image_size,
         resize_size=int(found.get("resize_size", default_resize_size(image_size))),
+        val_fraction=json.loads(found.get("val_fraction", "null")),
     )
 
 

@@ -3,12 +3,14 @@
 import atexit
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 Model = Literal["alexnet", "resnet18"]
@@ -88,13 +90,18 @@ def parse(
     # Of the flags --x and --no-x, there is only that which changes the default. Those of a run that
     # is resumed can be given again.
     flags = () if default else (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(
+    parsed: Any = tyro.cli(
         options,
         prog=f"python -m examples.{command}",
         args=arguments,
         default=default or tyro.MISSING_NONPROP,
         config=flags,
     )
+    # A shell does not expand the ~ of --out=~/runs.
+    paths = {name: value for name, value in vars(parsed).items() if isinstance(value, Path)}
+    expanded = {name: path.expanduser() for name, path in paths.items()}
+    resolved: Options = dataclasses.replace(parsed, **expanded)
+    return resolved
 
 
 # The process

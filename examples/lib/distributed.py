@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from examples.lib.command import UserError, print_result
+from examples.lib.command import UserError, escape, print_result
 
 # torchrun sets these variables in each process that it starts.
 RANK = int(os.environ.get("RANK", 0))
@@ -97,3 +99,24 @@ def print_once(line: str) -> None:
     """Print a line, in rank 0 only."""
     if RANK == 0:
         print_result(line)
+
+
+def note_once(text: str) -> None:
+    """Print a note on standard error, in rank 0 only."""
+    if RANK == 0:
+        print(escape(f"note: {text}"), file=sys.stderr)
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """Return the items of all processes, in turns: one of each rank, then the next of each.
+
+    Rank r has those with the numbers r, r + WORLD_SIZE, and so on.
+    """
+    if WORLD_SIZE == 1:
+        return items
+    lists: list[list[Any]] = [[] for _ in range(WORLD_SIZE)]
+    dist.all_gather_object(lists, items)
+    gathered = [None] * sum(map(len, lists))
+    for rank, part in enumerate(lists):
+        gathered[rank::WORLD_SIZE] = part
+    return gathered

@@ -6,8 +6,10 @@ import copy
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,10 +25,11 @@ for package in ("tyro", "safetensors", "openvino"):
 cbook = pytest.importorskip("matplotlib.cbook")
 
 from examples import evaluate, export, predict, train  # noqa: E402
-from examples.lib.classifier import load_classifier  # noqa: E402
+from examples.lib.classifier import Metadata, load_classifier  # noqa: E402
 from examples.lib.command import WeightsError  # noqa: E402
-from examples.lib.data import choose_images  # noqa: E402
 from examples.lib.networks import MEAN, STD, PixelNetwork  # noqa: E402
+from examples.lib.split import content_hash, is_val  # noqa: E402
+from examples.lib.unlabeled import choose_images, shuffled_files  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.oracle import MODELS, deviation, oracle  # noqa: E402
 
@@ -35,6 +38,14 @@ PHOTOS = {
     'crème "brûlée" <&>': Path(__file__).parents[2] / "docs" / "cat.jpg",
 }
 SIZE = 64
+ROOT = Path(__file__).parents[2]
+METADATA = Metadata(
+    name="resnet18",
+    classes=list(PHOTOS),
+    classes_known=True,
+    image_size=SIZE,
+    resize_size=73,
+)
 onnx_runtime = pytest.param(
     "onnx",
     marks=pytest.mark.skipif(
@@ -239,28 +250,58 @@ def test_ctrl_c_leaves_nothing_half_written(weights, tmp_path, monkeypatch):
 
 
 def test_images_to_calibrate_with_are_chosen_by_the_seed(photos):
-    first, again, other = (choose_images(photos, SIZE, 73, 8, seed) for seed in (0, 0, 1))
+    (first, _), (again, _), (other, _) = (
+        choose_images(str(photos / "train"), METADATA, 8, seed) for seed in (0, 0, 1)
+    )
     assert first.shape == (8, 3, SIZE, SIZE)
     assert first.dtype == np.uint8
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_training_images_of_cifar10_calibrate(cifar10):
-    images = choose_images("cifar10", 64, 73, count=256, seed=0)
-    assert images.shape == (40, 3, 64, 64)
+def test_images_that_calibrated_are_not_compared_on(photos):
+    training, validation = choose_images(str(photos / "train"), METADATA, 256, seed=0)
+    assert len(training) + len(validation) == 40
+    assert not {image.tobytes() for image in training} & {image.tobytes() for image in validation}
+
+
+def test_images_are_divided_as_they_were_for_training(photos):
+    for file, for_validation in shuffled_files(str(photos / "train"), 0.3, seed=0):
+        assert for_validation == is_val(content_hash(file), 0.3)
+    for file, for_validation in shuffled_files(str(photos), 0.3, seed=0):
+        assert for_validation == ("val" in file.parts)
+
+
+def test_training_images_of_cifar10_calibrate_and_test_images_are_compared_on(cifar10):
+    training, validation = choose_images("cifar10", METADATA, count=256, seed=0)
+    assert (len(training), len(validation)) == (40, 20)
+
+
+@needs_nncf
+def test_nobody_is_told_that_a_network_was_exported(weights, photos, tmp_path):
+    script = (
+        "import sys; from examples.export import main; main(sys.argv[1:]); "
+        "assert sys.modules['openvino_telemetry'] is None; "
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]"
+    )
+    given = "--weights", weights, "--calibrate", photos / "train", "--out", tmp_path / "fast"
+    environment = {name: os.environ[name] for name in os.environ if name != "CI"}
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, given)], cwd=ROOT, env=environment
+    )
+    assert process.returncode == 0
 
 
 @needs_nncf
 def test_an_image_that_cannot_be_read_is_left_out_of_the_calibration(weights, photos, tmp_path):
-    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(photos / "train", tmp_path / "photos")
     damaged = tmp_path / "photos" / "text.png"
     damaged.write_text("no image")
     options = ["--weights", weights, "--calibrate", tmp_path / "photos", "--out", tmp_path / "fast"]
     result = call(export.main, *options)
     assert result.status == 0
     assert result.stderr.startswith(f"note: left out {damaged}: ")
-    assert "of 40 images" in result.stdout
+    assert re.search(r"100.0% of \d images", result.stdout)  # a fifth of 40, more or less
 
 
 @pytest.mark.parametrize(

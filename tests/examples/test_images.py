@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 cbook = pytest.importorskip("matplotlib.cbook")
 
 from examples.lib.command import ImageError  # noqa: E402
-from examples.lib.data import CenterCrops, ImageFiles, random_box, random_crop  # noqa: E402
+from examples.lib.data import find_image_files  # noqa: E402
 from examples.lib.images import (  # noqa: E402
     FORMATS,
     center_crop,
@@ -27,6 +27,7 @@ from examples.lib.images import (  # noqa: E402
     read_image,
     refuse,
 )
+from examples.lib.loaders import CenterCrops, random_box, random_crop  # noqa: E402
 from examples.lib.networks import normalize  # noqa: E402
 from tests.examples.command import ordinary_user  # noqa: E402
 
@@ -471,7 +472,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
     (tmp_path / "cat" / "._2.gif").touch()
     (tmp_path / "labels.txt").touch()
     (tmp_path / "endless").symlink_to(tmp_path / "endless")
-    data = ImageFiles(tmp_path, min_size=48)
+    data = find_image_files(tmp_path, "", min_size=48)
     assert data.classes == ["cat", "dog"]
     assert data.samples == [
         ("cat/2.gif", 0),
@@ -487,7 +488,7 @@ def test_folders_are_classes_and_hidden_ones_are_not(tmp_path):
 def test_a_damaged_image_is_a_value_that_names_it(tmp_path):
     write_images(tmp_path, "cat/1.png")
     (tmp_path / "cat" / "2.png").write_text("no image")
-    error = CenterCrops(ImageFiles(tmp_path, min_size=48), 24, 27)[1]
+    error = CenterCrops(find_image_files(tmp_path, "", min_size=48), 24, 27)[1]
     assert isinstance(error, ImageError)
     assert str(error).startswith(f"{tmp_path / 'cat' / '2.png'}: ")
 
@@ -497,15 +498,15 @@ def test_a_class_without_images_is_refused_by_name(tmp_path):
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "notes.txt").touch()
     with pytest.raises(ImageError, match=f"{tmp_path / 'dog'}: no images"):
-        ImageFiles(tmp_path, min_size=48)
+        find_image_files(tmp_path, "", min_size=48)
 
 
 def test_images_that_are_not_in_class_folders_are_refused(tmp_path):
     write_images(tmp_path, "1.png", "2.png")
     with pytest.raises(ImageError, match=f"{tmp_path}: no class folders"):
-        ImageFiles(tmp_path, min_size=48)
+        find_image_files(tmp_path, "", min_size=48)
 
 
 def test_a_missing_split_is_refused_by_name(tmp_path):
     with pytest.raises(ImageError, match=f"{tmp_path / 'val'}: No such file or directory"):
-        ImageFiles(tmp_path / "val", min_size=48)
+        find_image_files(tmp_path, "val", min_size=48)

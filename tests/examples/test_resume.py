@@ -81,7 +81,7 @@ def test_options_can_be_given_again(finished, digits, tmp_path):
     assert "learning rate 0.001" in result.stdout.splitlines()[0]
 
 
-@pytest.mark.parametrize("first_top1, is_replaced", [(100, False), (0, True)])
+@pytest.mark.parametrize("first_top1, is_replaced", [(101, False), (0, True)])
 def test_weights_are_those_of_the_best_epoch(first_top1, is_replaced, finished, tmp_path):
     out = stopped(finished, tmp_path / "run")
     (out / "model.pt").write_text("weights of the first epoch")
@@ -167,6 +167,12 @@ def test_resume_of_an_ended_run_trains_nothing_more(finished):
     assert result.status == 0
     assert "has ended after its 2 epochs" in result.stdout.splitlines()[1]
     assert contents(finished) == before
+    assert (
+        result.stdout.splitlines()[2:]
+        == (
+            (finished.parent / "stdout").read_text().splitlines()[4:]  # the judgment
+        )
+    )
 
 
 def test_resume_rejects_another_number_of_processes(finished, tmp_path):

@@ -16,9 +16,17 @@ import pandas as pd  # noqa: E402
 from examples import evaluate  # noqa: E402
 from examples.lib import data  # noqa: E402
 from examples.lib.checkpoints import read_checkpoint  # noqa: E402
-from examples.train import learning_rate, main  # noqa: E402
+from examples.train import best_epoch, learning_rate, main  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
-from tests.examples.training import ROOT, arguments, contents, write_digits  # noqa: E402
+from tests.examples.training import (  # noqa: E402
+    ROOT,
+    TIMEOUT,
+    arguments,
+    contents,
+    start,
+    wait_for_line,
+    write_digits,
+)
 from tests.examples.weights import load  # noqa: E402
 
 
@@ -36,12 +44,22 @@ def one_step(data: Path, out: Path, *more: object) -> dict:
 
 
 def test_first_line_says_what_is_trained_on_what(finished):
-    first, *epochs = (finished.parent / "stdout").read_text().splitlines()
+    first, *others = (finished.parent / "stdout").read_text().splitlines()
     for words in "resnet18", "11,178,051 parameters", "84 training", "33 validation", "3 classes":
         assert words in first
     assert "on cpu" in first or "on cuda" in first
     assert "10 steps per epoch, learning rate 0.003125" in first  # 0.1 × 8 / 256
-    assert [line.split(":")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert others[0].startswith("all weights are random: 84 images are few for that")
+    assert [line.split(":")[0] for line in others[1:3]] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_last_lines_judge_the_best_epoch(finished):
+    lines = (finished.parent / "stdout").read_text().splitlines()[4:]
+    rows = pd.read_csv(finished / "metrics.csv")
+    best = rows.loc[rows["val_top1"].idxmax()]
+    assert lines[0] == f"best epoch: {best.epoch:.0f}, on the validation images"
+    assert lines[1].startswith(f"top-1 {best.val_top1:.2f}% of 33 images (95% interval: ")
+    assert lines[-1].startswith(f"{finished}: model.pt, predictions.csv, ")
 
 
 def test_network_learns_what_it_is_validated_on(finished):
@@ -59,7 +77,8 @@ def test_optimizer_takes_the_falling_learning_rate(finished):
 
 def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
     names = {"metrics.csv", "curves.png", "last.ckpt", "model.pt"}
-    assert contents(finished).keys() == names
+    judgment = {"predictions.csv", "classes.csv", "confusion.png", "mistakes.png"}
+    assert contents(finished).keys() == names | judgment
     rows = pd.read_csv(finished / "metrics.csv")
     assert list(rows["epoch"]) == [1, 2]
     assert {"lr", "train_loss", "val_top1", "val_top5", "images/s", "seconds"} <= set(rows)
@@ -108,22 +127,6 @@ def test_label_smoothing_costs_a_network_that_is_sure(finished, digits, tmp_path
     assert smooth["train_top1"] == plain["train_top1"]
 
 
-def test_evaluate_prints_the_accuracy_of_the_best_epoch_at_the_stored_image_size(finished, digits):
-    result = call(evaluate.main, digits, "--weights", finished / "model.pt")
-    rows = pd.read_csv(finished / "metrics.csv")
-    best = rows.loc[rows["val_top1"].idxmax()]
-    line = f"top-1 {best.val_top1:.3f}%, loss {best.val_loss:.3f}: 33 images\n"
-    assert result.stdout == line  # without top-5, which is 100 % for three classes
-    assert result.status == 0
-
-
-def test_evaluate_reads_nothing_but_val(finished, data, tmp_path):
-    shutil.rmtree(data / "train")
-    result = call(evaluate.main, data, "--weights", finished / "last.ckpt")
-    assert result.status == 0, result
-    assert "33 images" in result.stdout
-
-
 def test_cifar10_is_trained_on_and_evaluated(cifar10):
     small = ("--image-size", 32, "--batch-size", 8, "--epochs", 1)
     trained = call(main, "cifar10", *small)
@@ -132,7 +135,8 @@ def test_cifar10_is_trained_on_and_evaluated(cifar10):
     assert load("runs/train/model.pt").classes[:2] == ["airplane", "automobile"]
 
     evaluated = call(evaluate.main, "cifar10", "--weights", "runs/train/model.pt")
-    assert evaluated.stdout.endswith("20 images\n"), evaluated
+    assert evaluated.stdout.startswith("cifar10: the validation images\ntop-1 "), evaluated
+    assert "of 20 images" in evaluated.stdout
 
 
 def test_cifar10_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
@@ -204,7 +208,7 @@ def test_alexnet_is_fine_tuned_with_defaults_of_its_own(official_weights, digits
     assert 0 < change < 0.1
     cosine = math.cos(math.pi * (0.5 - 0.05) / 0.95)
     group = optimizer_group(out)
-    assert group["lr"] == pytest.approx(0.02 * 84 / 256 * (1 + cosine) / 2)
+    assert group["lr"] == pytest.approx(0.02 / 10 * 84 / 256 * (1 + cosine) / 2)
     assert group["weight_decay"] == 5e-4
 
 
@@ -260,9 +264,12 @@ def test_official_weights_are_evaluated_on_a_thousand_folders_of_any_name(
     for index in range(1000):
         (tmp_path / "val" / f"n{index:08}").mkdir(parents=True)
         (tmp_path / "val" / f"n{index:08}" / "cat.jpg").symlink_to(ROOT / "docs" / "cat.jpg")
-    result = call(evaluate.main, tmp_path, "--pretrained", "--image-size", 32, "--workers", 0)
-    assert result.stdout.startswith("top-1 0.100%, top-5 0.500%, loss "), result
-    assert result.stdout.endswith(": 1,000 images\n")
+    out = "--out", tmp_path / "out"
+    result = call(evaluate.main, tmp_path, "--pretrained", "--image-size", 32, "--workers", 0, *out)
+    _, top1, top5, *_ = result.stdout.splitlines()
+    assert top1.startswith("top-1 0.10% of 1,000 images"), result
+    assert top5 == "top-5 0.50%"
+    assert "the folders in this order: n00000000, n00000001, n00000002" in result.stderr
 
 
 def test_official_weights_are_not_evaluated_on_three_classes(official_weights, digits):
@@ -270,16 +277,125 @@ def test_official_weights_are_not_evaluated_on_three_classes(official_weights, d
     assert line == f"error: the weights are for 1000 classes, and {digits} has 3\n"
 
 
-@pytest.mark.parametrize("split, workers", [("train", 1), ("val", 0)])
-def test_damaged_image_stops_the_run_with_its_name(split, workers, data, tmp_path):
-    damaged = data / split / "1" / "0.png" if split == "train" else data / split / "1" / "30.png"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    more = "--workers", workers, "--batch-size", "84"
-    result = call(main, *arguments(data, tmp_path / "run", *more))
+@pytest.mark.parametrize("workers", [1, 0])
+def test_damaged_images_are_all_named_before_anything_is_written(workers, data, tmp_path):
+    damaged = [data / "train" / "1" / "0.png", data / "val" / "1" / "30.png"]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:100])
+    result = call(main, *arguments(data, tmp_path / "run", "--workers", workers))
+    *names, error = result.stderr.splitlines()
+    assert [name.split(": ")[1] for name in names] == [str(file) for file in damaged]
+    assert error == ("error: 2 of 117 images cannot be used: remove them, or add --skip-damaged")
     assert result.status == 1
-    assert result.stderr.startswith(f"error: {damaged}: ")
-    assert result.stderr.count("\n") == 1
-    assert contents(tmp_path / "run").keys() == {"last.ckpt"}  # which a new run overwrites
+    assert not (tmp_path / "run").exists()
+
+    more = "--workers", workers, "--epochs", 1, "--skip-damaged"
+    result = call(main, *arguments(data, tmp_path / "run", *more))
+    assert result.status == 0, result
+    assert "83 training and 32 validation images" in result.stdout
+    assert "note: 2 of 117 images cannot be used and are left out" in result.stderr
+
+
+def test_image_that_is_damaged_after_the_check_is_named_in_one_line(data, tmp_path):
+    process = start(*arguments(data, tmp_path / "run", "--epochs", 100))
+    wait_for_line(process, "epoch 1")
+    damaged = data / "val" / "1" / "30.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert stderr.startswith(f"error: {damaged}: ")
+    assert stderr.count("\n") == 1
+
+
+def test_of_equal_accuracies_the_epoch_with_the_lowest_loss_is_the_best():
+    accuracies = (50, 1.0), (90, 0.5), (90, 0.2), (90, 0.3), (80, 0.1)
+    rows = [
+        {"epoch": epoch, "val_top1": top1, "val_loss": loss}
+        for epoch, (top1, loss) in enumerate(accuracies, start=1)
+    ]
+    assert best_epoch(rows) == 3
+
+
+def test_a_head_for_the_same_classes_is_put_into_the_order_of_the_folders(
+    finished, digits, tmp_path
+):
+    saved = read_checkpoint(finished / "model.pt")
+    saved["classes"] = [saved["classes"][index] for index in (2, 0, 1)]
+    for name in "fc.weight", "fc.bias":
+        saved["state_dict"][name] = saved["state_dict"][name][[2, 0, 1]]
+    torch.save(saved, tmp_path / "shuffled.pt")
+    judged = [
+        call(evaluate.main, digits, "--weights", file, "--out", tmp_path / "out").stdout
+        for file in (finished / "model.pt", tmp_path / "shuffled.pt")
+    ]
+    assert judged[0] == judged[1]
+
+    given = "--weights", tmp_path / "shuffled.pt", "--lr", 1e-9, "--epochs", 1
+    result = call(main, *arguments(digits, tmp_path / "run", *given))
+    assert "the last layer fc is that of the weights" in result.stdout, result
+    tuned, start = (load(folder / "model.pt").network for folder in (tmp_path / "run", finished))
+    torch.testing.assert_close(tuned.fc.weight, start.fc.weight)
+
+
+def test_the_order_of_classes_without_names_is_said_and_can_be_numeric(finished, tmp_path):
+    data = write_digits(tmp_path / "data", "013")
+    for part in "train", "val":
+        (data / part / "3").rename(data / part / "10")
+        (data / part / "1").rename(data / part / "9")
+    torch.save(read_checkpoint(finished / "model.pt")["state_dict"], tmp_path / "unnamed.pt")
+    given = data, "--weights", tmp_path / "unnamed.pt", "--image-size", 32, "--out", tmp_path
+    as_text = call(evaluate.main, *given)
+    assert "order: 0, 10, 9 (as text; --numeric-order takes them as numbers)" in as_text.stderr
+    as_numbers = call(evaluate.main, *given, "--numeric-order")
+    assert "order: 0, 9, 10\n" in as_numbers.stderr
+    named = call(evaluate.main, write_digits(tmp_path / "same", "013"), *given[1:])
+    assert as_numbers.stdout.splitlines()[1] == named.stdout.splitlines()[1]
+    assert as_numbers.stdout.splitlines()[1] != as_text.stdout.splitlines()[1]
+
+
+def test_names_of_classes_that_a_mac_wrote_are_the_same(tmp_path):
+    data = write_digits(tmp_path / "data", "13")
+    (data / "train" / "1").rename(data / "train" / "cafe\u0301")
+    (data / "val" / "1").rename(data / "val" / "café")
+    result = call(main, *arguments(data, tmp_path / "run", "--epochs", 1))
+    assert result.status == 0, result
+    assert load(tmp_path / "run" / "model.pt").classes == ["3", "café"]
+
+
+def test_a_frozen_network_learns_in_its_last_layer_only(finished, tmp_path):
+    data = write_digits(tmp_path / "data", "257")
+    given = "--weights", finished / "model.pt", "--freeze"
+    result = call(main, *arguments(data, tmp_path / "run", *given, "--epochs", 10))
+    assert result.status == 0, result
+    assert "the last layer fc is new" in result.stdout
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv")["val_top1"].max() > 80
+    tuned, start = (
+        read_checkpoint(folder / "model.pt")["state_dict"]
+        for folder in (tmp_path / "run", finished)
+    )
+    for name in start:
+        assert torch.equal(tuned[name], start[name]) == (not name.startswith("fc.")), name
+    judged = call(evaluate.main, data, "--weights", tmp_path / "run" / "model.pt")
+    _, judgment = result.stdout.split("on the validation images\n")
+    assert judgment.splitlines()[:-1] == judged.stdout.splitlines()[1:-1]
+
+
+def test_class_weights_find_a_rare_class(finished, data, tmp_path):
+    for file in sorted((data / "train" / "3").iterdir())[2:]:
+        file.unlink()  # 2 of 58 images
+    weights = "--weights", finished / "model.pt", "--freeze", "--epochs", 5
+    recalls = []
+    for more in (), ("--class-weights",):
+        out = tmp_path / f"run{len(more)}"
+        assert call(main, *arguments(data, out, *weights, *more)).status == 0
+        recalls.append(pd.read_csv(out / "classes.csv")["recall"][2])
+    assert recalls[0] < recalls[1]
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(main, *arguments(digits, "~/run", "--epochs", 1)).status == 0
+    assert (tmp_path / "run" / "model.pt").exists()
 
 
 def test_lower_precision_rounds_the_forward_pass_but_not_the_weights(digits, tmp_path):
@@ -298,25 +414,35 @@ def test_lower_precision_rounds_the_forward_pass_but_not_the_weights(digits, tmp
 @pytest.mark.parametrize(
     "change, where, words",
     [
-        (shutil.rmtree, "val", "val"),
+        (shutil.rmtree, "val", "has train/ and no val/: add {data}/val, or give {data}/train as"),
+        (shutil.rmtree, "train", "has val/ and no train/: add {data}/train, or give {data}/val as"),
+        (lambda path: path.rename(path.with_name("test")), "val", "has train/ and no val/"),
         (lambda path: shutil.rmtree(path) or path.mkdir(), "val/1", "val/1"),
         (shutil.rmtree, "val/3", "the class 3 is missing"),
         (shutil.rmtree, "train/3", "the class 3 is missing"),
     ],
-    ids=["no val", "an empty class", "a class only in train", "a class only in val"],
+    ids=[
+        "no val",
+        "no train",
+        "val is called test",
+        "an empty class",
+        "a class only in train",
+        "a class only in val",
+    ],
 )
 def test_folders_that_cannot_be_trained_on_are_refused(change, where, words, data, tmp_path):
     change(data / where)
-    assert words in refusal(main, *arguments(data, tmp_path / "run"))
+    assert words.format(data=data) in refusal(main, *arguments(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finished, tmp_path):
     data = write_digits(tmp_path / "data", "3")
-    words = f"error: {data / 'val'}: all images are of one class, 3: "
-    assert refusal(main, *arguments(data, tmp_path / "run")).startswith(words)
+    words = "error: {}: all images are of one class, 3: "
+    line = refusal(main, *arguments(data, tmp_path / "run"))
+    assert line.startswith(words.format(data / "train"))
     given = data, "--weights", finished / "model.pt"
-    assert refusal(evaluate.main, *given).startswith(words)
+    assert refusal(evaluate.main, *given).startswith(words.format(data / "val"))
 
 
 @pytest.mark.parametrize(
@@ -338,6 +464,9 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--label-smoothing 1", "--label-smoothing must"),
         ("--model alexnet", "--image-size 32 is too small: AlexNet needs at least 63"),
         ("--pretrained --weights file", "cannot be used together"),
+        ("--val-fraction 0.3", "--val-fraction is for a folder that is split"),
+        ("--val-fraction 1", "--val-fraction must be between 0 and 1"),
+        ("--freeze", "--freeze trains the last layer only: give the weights of the others"),
         ("--weights nowhere.pt", "nowhere.pt"),
         ("--out pyproject.toml", "cannot write pyproject.toml/last.ckpt"),
         ("--device nonsense", "--device nonsense"),

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 safetensors = pytest.importorskip("safetensors.torch")
 
 import resnet18  # noqa: E402
+from examples.lib.classifier import load_classifier  # noqa: E402
 from examples.lib.command import WeightsError  # noqa: E402
 from tests.examples.weights import load  # noqa: E402
 from tests.official import let_be_official, publish  # noqa: E402
@@ -32,6 +33,7 @@ TRAINING = {
     "epoch": 3,
     "optimizer": torch.optim.SGD(MODULE.parameters(), lr=0.1, momentum=0.9).state_dict(),
 }
+OLD_FORMAT = {"_use_new_zipfile_serialization": False}
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
@@ -60,6 +62,13 @@ def refusal(path: Path, name: str | None = None) -> str:
     return str(error.value)
 
 
+def notes(capsys) -> str:
+    """Return what was printed, but for the notes on what a file of weights alone does not say."""
+    assumed = "does not name its classes", "holds no image size"
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    return "".join(line for line in lines if not any(text in line for text in assumed))
+
+
 # What is read
 
 
@@ -71,7 +80,7 @@ def test_the_prefix_of_a_wrapper_is_taken_off(wrap, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod.", "a_name.of_their_own."])
 def test_any_prefix_is_taken_off(prefix, tmp_path, capsys):
     check(saved(prefixed(prefix), tmp_path / "weights.pth"))
-    assert capsys.readouterr().err == ""
+    assert notes(capsys) == ""
 
 
 @pytest.mark.parametrize(
@@ -90,7 +99,7 @@ def test_any_prefix_is_taken_off(prefix, tmp_path, capsys):
 def test_weights_are_found_under_any_key_of_a_training_file(checkpoint, is_zip, tmp_path, capsys):
     path = tmp_path / "checkpoint.pth.tar"
     check(saved({**checkpoint, **TRAINING}, path, _use_new_zipfile_serialization=is_zip))
-    assert capsys.readouterr().err == ""
+    assert notes(capsys) == ""
 
 
 def test_alexnet_with_only_its_features_in_data_parallel(tmp_path):
@@ -145,7 +154,7 @@ def test_a_head_that_is_not_beside_the_body(head, tmp_path, capsys):
         names[head + kind] = WEIGHTS[f"fc.{kind}"]
     path = saved({"state_dict": names}, tmp_path / "weights.pth")
     check(path)
-    assert capsys.readouterr().err == f"note: {path} ignored: the tensor loss.weight\n"
+    assert notes(capsys) == f"note: {path} ignored: the tensor loss.weight\n"
 
 
 def test_the_head_of_another_network_is_not_taken(tmp_path, capsys):
@@ -185,7 +194,7 @@ def test_the_assumed_stem_of_a_network_for_small_images_is_said(tmp_path, capsys
     path = saved({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
     assert str(load(path).network) == str(network)
     note = f"note: {path} has a first convolution of 3 x 3: stride 1 and no max pooling are assumed"
-    assert capsys.readouterr().err == f"{note}\n"
+    assert notes(capsys) == f"{note}\n"
 
 
 def test_a_network_with_a_head_is_preferred_to_a_backbone(tmp_path):
@@ -221,16 +230,47 @@ def test_averaged_weights_are_preferred_and_said_to_be_used(checkpoint, used, tm
 
 
 def test_two_networks_on_equal_terms_are_refused(tmp_path):
-    both = {**prefixed("encoder_q."), **prefixed("encoder_k.")}
+    both = {**prefixed("encoder_q."), **prefixed("encoder_k.", OTHER_WEIGHTS)}
     line = refusal(saved({"state_dict": both}, tmp_path / "weights.pth"))
     assert '"encoder_q." in "state_dict"' in line
     assert '"encoder_k." in "state_dict"' in line
 
 
+def test_the_same_network_twice_is_no_question(tmp_path):
+    check(saved({**prefixed("encoder_q."), **prefixed("encoder_k.")}, tmp_path / "weights.pth"))
+
+
+def test_of_two_networks_the_one_that_fits_is_used(tmp_path):
+    teacher = torchvision.models.resnet34(num_classes=3).state_dict()
+    both = {**prefixed("teacher.", teacher), **prefixed("student.")}
+    check(saved(both, tmp_path / "weights.pth"))
+
+
+def test_names_of_wrappers_are_dropped_inside_a_name(tmp_path):
+    names = {name: name.replace(".conv1.", ".conv1._orig_mod.") for name in WEIGHTS}
+    names |= {"fc.weight": "fc._fsdp_wrapped_module.weight"}
+    wrapped = {names[name]: tensor for name, tensor in WEIGHTS.items()}
+    check(saved(wrapped, tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("head", ["last_linear.", "linear.", "fc.1.", "head.fc."])
+def test_a_head_of_another_name_at_the_top_level_is_found(head, tmp_path, capsys):
+    renamed = {name.replace("fc.", head): tensor for name, tensor in WEIGHTS.items()}
+    check(saved(renamed, tmp_path / "weights.pth"))
+    assert notes(capsys) == ""
+
+
+def test_a_network_with_one_output_is_refused_wherever_its_head_is_used(tmp_path):
+    weights = oracle("resnet18", num_classes=1).state_dict()
+    path = saved(weights, tmp_path / "weights.pth")
+    assert "has one output, a sigmoid's" in refusal(path)
+    assert load(path, head_optional=True).classes == ["0"]  # training replaces the head
+
+
 def test_tensors_beside_the_network_are_ignored_with_a_note(tmp_path, capsys):
     path = saved({**prefixed("model."), "loss.weight": torch.ones(3)}, tmp_path / "weights.pth")
     check(path)
-    assert capsys.readouterr().err == f"note: {path} ignored: the tensor loss.weight\n"
+    assert notes(capsys) == f"note: {path} ignored: the tensor loss.weight\n"
 
 
 def test_tensors_inside_the_network_are_not_ignored(tmp_path):
@@ -289,9 +329,24 @@ def test_a_whole_model_is_refused_with_the_way_out(content, tmp_path):
 
 def test_a_script_is_refused(tmp_path):
     torch.jit.script(nn.ReLU()).save(tmp_path / "script.pt")
-    assert "not written by torch.save, but may be a TorchScript file" in refusal(
-        tmp_path / "script.pt"
-    )
+    assert "is a TorchScript file" in refusal(tmp_path / "script.pt")
+
+
+def test_a_zip_file_of_something_else_is_called_that(tmp_path):
+    np.savez(tmp_path / "weights.npz", **{name: WEIGHTS[name].numpy() for name in ("fc.weight",)})
+    line = refusal(tmp_path / "weights.npz")
+    assert line.endswith("was not written by torch.save: it is a zip file of fc.weight.npy")
+
+
+def test_a_whole_model_saved_before_1_6_is_not_called_damaged(tmp_path):
+    path = saved(nn.Sequential(nn.Linear(1, 1)), tmp_path / "model.pth", **OLD_FORMAT)
+    line = refusal(path)
+    assert "cannot be read without running code: it refers to torch." in line
+
+
+def test_no_message_is_longer_than_a_reader_reads(tmp_path):
+    long = {"state_dict": WEIGHTS, "image_size": list(range(10_000))}
+    assert len(refusal(saved(long, tmp_path / "weights.pth"))) < 1000
 
 
 def test_names_that_were_found_and_looked_for_are_given(tmp_path):
@@ -417,7 +472,7 @@ def test_another_zip_file_is_refused(tmp_path):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert refusal(tmp_path / "none") == f"cannot read {tmp_path}/none: No such file or directory"
-    assert refusal(tmp_path) == f"cannot read {tmp_path}: Is a directory"
+    assert refusal(tmp_path) == f"{tmp_path} is a folder: give a file in it"
 
 
 # Classes and image size
@@ -432,17 +487,43 @@ def test_classes_and_image_size_come_from_the_file(key, tmp_path):
     assert classifier.image_size == 64
 
 
-def test_classes_come_from_class_to_idx_in_the_order_of_its_indices(tmp_path):
-    content = {"state_dict": WEIGHTS, "class_to_idx": {"newt": 2, "cat": 0, "dog": 1}}
-    classifier = load(saved(content, tmp_path / "model.pt"))
-    assert (classifier.classes, classifier.classes_known) == (["cat", "dog", "newt"], True)
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("class_to_idx", {"newt": 2, "café": 0, "dog": 1}),
+        ("classes", ("café", "dog", "newt")),
+        ("classes", {2: "newt", 0: "café", 1: "dog"}),
+        ("class_names", {"0": "café", "1": "dog", "2": "newt"}),
+        ("class_names", ["cafe\u0301", "dog", "newt"]),  # as a Mac writes it
+    ],
+)
+def test_class_names_are_found_in_any_usual_form(key, value, tmp_path):
+    classifier = load(saved({"state_dict": WEIGHTS, key: value}, tmp_path / "model.pt"))
+    assert (classifier.classes, classifier.classes_known) == (["café", "dog", "newt"], True)
 
 
-def test_classes_without_names_are_indices_and_the_image_size_is_224(tmp_path):
-    classifier = load(saved(WEIGHTS, tmp_path / "weights.pth"))
+def test_classes_without_names_are_indices_and_the_image_size_is_224_with_notes(tmp_path, capsys):
+    path = saved(WEIGHTS, tmp_path / "weights.pth")
+    classifier = load(path)
     assert classifier.classes == ["0", "1", "2"]
     assert not classifier.classes_known
     assert classifier.image_size == 224
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {path} does not name its classes: they get the numbers 0 to 2",
+        f"note: {path} holds no image size: 224 is assumed (--image-size)",
+    ]
+
+
+def test_the_height_and_width_of_square_images_are_one_size(tmp_path):
+    content = {"state_dict": WEIGHTS, "image_size": (64, 64)}
+    assert load(saved(content, tmp_path / "model.pt")).image_size == 64
+
+
+def test_the_size_before_the_crop_comes_from_the_file(tmp_path):
+    content = {"state_dict": WEIGHTS, "image_size": 32, "resize_size": 32}
+    path = saved(content, tmp_path / "model.pt")
+    assert load(path).resize_size == 32  # the border of the image is not cut off
+    assert load_classifier(path, image_size=64).resize_size == 73
 
 
 def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
@@ -454,7 +535,11 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong, reason",
-    [({"classes": ["cat"]}, "1 class names for 3 classes"), ({"image_size": 0}, "image size 0")],
+    [
+        ({"classes": ["cat"]}, "1 class names for 3 classes"),
+        ({"image_size": 0}, "image size 0"),
+        ({"image_size": (64, 96)}, "image size (64, 96)"),
+    ],
 )
 def test_classes_and_image_size_that_cannot_be_are_refused(wrong, reason, tmp_path):
     assert reason in refusal(saved({"state_dict": WEIGHTS, **wrong}, tmp_path / "model.pt"))

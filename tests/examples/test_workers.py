@@ -10,9 +10,10 @@ import torch
 for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
 
-from examples.lib import data as data_module  # noqa: E402
+from examples.lib import loaders  # noqa: E402
 from examples.lib.checkpoints import read_checkpoint  # noqa: E402
-from examples.lib.data import ImageFiles, RandomCrops  # noqa: E402
+from examples.lib.data import find_image_files  # noqa: E402
+from examples.lib.loaders import RandomCrops  # noqa: E402
 from examples.train import main  # noqa: E402
 from tests.examples.command import call  # noqa: E402
 from tests.examples.training import (  # noqa: E402
@@ -70,15 +71,16 @@ def test_later_epochs_start_no_workers_again(digits, tmp_path, monkeypatch):
     def note_start(index: int) -> None:
         (tmp_path / f"worker {os.getpid()}").touch()
 
-    monkeypatch.setattr(data_module, "prepare_worker", note_start)
+    monkeypatch.setattr(loaders, "prepare_worker", note_start)
     more = "--workers", 2, "--epochs", 3, "--batch-size", 28
     result = call(main, *arguments(digits, tmp_path / "run", *more))
     assert result.status == 0, result
-    assert len(list(tmp_path.glob("worker *"))) == 4  # two for training, two for validation
+    # Two for reading each image once, two for training, two for validation.
+    assert len(list(tmp_path.glob("worker *"))) == 6
 
 
 def test_crops_differ_between_epochs_images_and_seeds_and_leave_the_generator_alone(digits):
-    images = ImageFiles(digits / "train", min_size=64)
+    images = find_image_files(digits, "train", min_size=64)
     crops, other_seed = (RandomCrops(images, size=32, seed=seed) for seed in (0, 1))
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -92,8 +94,8 @@ def test_crops_differ_between_epochs_images_and_seeds_and_leave_the_generator_al
 
 def test_processes_of_a_machine_share_the_cores_for_their_workers(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)), raising=False)
-    assert data_module.default_workers() == 16
-    monkeypatch.setattr(data_module, "LOCAL_WORLD_SIZE", 2)
-    assert data_module.default_workers() == 12
-    monkeypatch.setattr(data_module, "LOCAL_WORLD_SIZE", 48)
-    assert data_module.default_workers() == 1
+    assert loaders.default_workers() == 16
+    monkeypatch.setattr(loaders, "LOCAL_WORLD_SIZE", 2)
+    assert loaders.default_workers() == 12
+    monkeypatch.setattr(loaders, "LOCAL_WORLD_SIZE", 48)
+    assert loaders.default_workers() == 1
