@@ -247,7 +247,7 @@ def find_weights(saved: Any) -> list[Weights]:
                 for name, tensor in tensors.items()
                 if name.startswith(prefix)
             }
-            weights, ignored = complete(layout, inside, outside)
+            weights, ignored = complete(layout, prefix, inside, outside)
             found.append(Weights(layout, key, prefix, weights, ignored))
     if not found:
         raise WeightsError(describe_contents(saved))
@@ -292,9 +292,11 @@ def find_bodies(tensors: Mapping[str, Tensor]) -> list[tuple[Layout, str]]:
 
 
 def complete(
-    layout: Layout, inside: dict[str, Tensor], outside: dict[str, Tensor]
+    layout: Layout, prefix: str, inside: dict[str, Tensor], outside: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Find the head of a network, if it has another name: it is then the only other linear layer.
+    """Find the head of a network, if it has another name: it is the only other linear layer near.
+
+    That is, with the same prefix, or else with the longest part of it that any other has.
 
     Returns:
         The tensors of the network, and the names of those outside that do not belong to it.
@@ -302,10 +304,14 @@ def complete(
     if f"{layout.head}.weight" in inside:
         return inside, list(outside)
 
-    matrices = [name for name, tensor in outside.items() if tensor.dim() == 2]
-    for name, tensor in inside.items():
-        if tensor.dim() == 2 and name not in layout.hidden:
-            matrices.append(name)
+    matrices = [
+        name for name, tensor in inside.items() if tensor.dim() == 2 and name not in layout.hidden
+    ]
+    while not matrices and prefix:
+        prefix = "".join(re.findall(r"[^.]*\.", prefix)[:-1])  # "model.backbone." → "model."
+        matrices = [
+            name for name in outside if outside[name].dim() == 2 and name.startswith(prefix)
+        ]
     tensors = {**inside, **outside}
     head = {}
     if len(matrices) == 1 and tensors[matrices[0]].shape[1] == layout.features:
