@@ -43,12 +43,12 @@ def on_terminal(pexpect, *arguments: object, command: str = "train"):
 INTERRUPTIONS = """
 import os, random, signal, threading
 from PIL import Image
-from examples.lib.data import validation_loader
+from examples.lib.loaders import CenterCrops, validation_loader
 
-images = [(Image.new("RGB", (8, 8)), 0)] * 40_000
+crops = CenterCrops([(Image.new("RGB", (8, 8)), 0)] * 40_000, size=8, resize_size=8)
 caught = 0
 for _ in range(20):
-    loader = validation_loader(images, size=8, resize_size=8, batch_size=4, workers=1)
+    loader = validation_loader(crops, len(crops), batch_size=4, workers=1)
     batches = iter(loader)
     next(batches)
     try:

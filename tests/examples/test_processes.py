@@ -12,6 +12,7 @@ for package in ("tyro", "pandas", "matplotlib", "tqdm", "sklearn"):
 import pandas as pd  # noqa: E402
 
 from examples.evaluate import main  # noqa: E402
+from examples.lib.checkpoints import read_checkpoint  # noqa: E402
 from tests.examples.command import call  # noqa: E402
 from tests.examples.training import ROOT, TIMEOUT, TORCHRUN, arguments, run  # noqa: E402
 
@@ -36,7 +37,7 @@ leave_processes()
 LOCK = """
 import threading
 from PIL import Image
-from examples.lib.data import validation_loader
+from examples.lib.loaders import CenterCrops, validation_loader
 
 lock = threading.Lock()
 
@@ -49,7 +50,8 @@ class Images:
 
 if __name__ == "__main__":
     threading.Thread(target=lock.acquire).start()
-    loader = validation_loader(Images(), size=8, resize_size=8, batch_size=2, workers=1)
+    crops = CenterCrops(Images(), size=8, resize_size=8)
+    loader = validation_loader(crops, len(crops), batch_size=2, workers=1)
     print([labels.tolist() for _, labels in loader])
 """
 
@@ -59,18 +61,35 @@ def test_two_processes_take_the_same_steps_and_validate_each_image_once(digits, 
     status, stdout, stderr = run(*arguments(digits, out), launcher=TORCHRUN)
     assert status == 0, stderr
     assert "Warning" not in stderr, stderr
-    assert len(stdout.splitlines()) == 3
+    assert [line.split(":")[0] for line in stdout.splitlines()[2:4]] == ["epoch 1/2", "epoch 2/2"]
     assert "in 2 processes" in stdout
     rows, single = pd.read_csv(out / "metrics.csv"), pd.read_csv(finished / "metrics.csv")
     assert list(rows["lr"]) == list(single["lr"])
+    # Rank 0 judges the images of both: the files are those of one process, in the same order.
+    given = digits, "--weights", out / "model.pt", "--out"
+    result = call(main, *given, tmp_path / "judged")
+    assert "of 33 images" in result.stdout
+    _, judgment = stdout.split("on the validation images\n")
+    assert judgment.splitlines()[:-1] == result.stdout.splitlines()[1:-1]
+    both = tmp_path / "judged by both"
+    status, again, _ = run(*given, both, command="evaluate", launcher=TORCHRUN)
+    assert (status, again.splitlines()[:-1]) == (0, result.stdout.splitlines()[:-1])
+    one, two = (pd.read_csv(out / "predictions.csv") for out in (tmp_path / "judged", both))
+    pd.testing.assert_frame_equal(two, one, rtol=1e-3)  # of another batch, a logit is rounded
 
-    best = rows.loc[rows["val_top1"].idxmax()]
-    result = call(main, digits, "--weights", out / "model.pt")
-    assert result.stdout.startswith(f"top-1 {best.val_top1:.3f}%")
-    assert f"loss {best.val_loss:.3f}: 33 images" in result.stdout
 
-    given = digits, "--weights", out / "model.pt"
-    assert run(*given, command="evaluate", launcher=TORCHRUN)[:2] == (0, result.stdout)
+def test_two_processes_split_a_folder_and_train_its_last_layer_as_one_does(
+    digits, finished, tmp_path
+):
+    given = digits / "train", "--weights", finished / "model.pt", "--freeze", "--epochs", 2
+    more = "--image-size", 32, "--batch-size", 8, "--workers", 1, "--out"
+    outs = tmp_path / "one", tmp_path / "two"
+    for out, launcher in zip(outs, ((), TORCHRUN)):
+        status, _, stderr = run(*given, *more, out, launcher=launcher)
+        assert status == 0, stderr
+    one, two = (read_checkpoint(out / "last.ckpt") for out in outs)
+    assert one["selection"] == two["selection"]
+    assert one["images"] == two["images"]
 
 
 def test_only_one_process_downloads(tmp_path):
