@@ -8,12 +8,10 @@ torchrun --nproc-per-node 4 -m examples.train DATA --out runs/four
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from examples.lib.checkpoints import (
     assumed_order,
     class_indices,
     load_weights,
-    read_checkpoint,
 )
 from examples.lib.classifier import EXPORTED, Metadata, default_resize_size
 from examples.lib.command import Model, Precision, UserError, hint, parse, require, run
@@ -60,7 +57,16 @@ from examples.lib.networks import (
     check_image_size,
 )
 from examples.lib.report import FILES, describe, differs_by_class, write_report
-from examples.lib.results import new_figure, write_atomically
+from examples.lib.runs import (
+    State,
+    best_epoch,
+    check_no_run,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_epoch,
+    storable,
+)
 from examples.lib.split import VAL_FRACTION, Data, Selection, is_split, load_images
 
 
@@ -136,25 +142,6 @@ FEW_IMAGES = 10_000  # for training from random weights
 MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
 
 
-@dataclass
-class State:
-    """What changes during a run, and what --resume restores.
-
-    Attributes:
-        network: the network whose weights are saved.
-        optimizer: that of the weights that are trained.
-        scaler: of the loss, for float16.
-        rows: of metrics.csv, one for each finished epoch.
-        best: the predictions for the validation images after the best of these epochs.
-    """
-
-    network: Network
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: Predictions | None = None
-
-
 def train(
     config: Config,
     device: torch.device,
@@ -176,6 +163,8 @@ def train(
 
     torch.manual_seed(config.seed)
     network, kept_head = build_network(config, initial, data.val.classes)
+    if checkpoint:  # with --resume
+        network.load_state_dict(checkpoint["network"])
     pixel_network = PixelNetwork(network).to(device).to(memory_format=torch.channels_last)
     trained, train_set, val_set = what_is_trained(config, pixel_network, data, device)
     workers = 0 if config.freeze else config.workers  # features are read from memory
@@ -194,14 +183,15 @@ def train(
         fused=device.type == "cuda" or (device.type == "cpu" and not scaler.is_enabled()),
     )
     state = State(network, optimizer, scaler)
-    if checkpoint:  # with --resume
+    if checkpoint:
         load_state(state, checkpoint)
     model = DistributedDataParallel(trained) if WORLD_SIZE > 1 else trained
     logits_of = as_function(trained, device, config.precision)
     class_weights = balanced_weights(data.train).to(device) if config.class_weights else None
 
+    description, metadata = describe_for_resume(config, data), metadata_of(config, data)
     if RANK == 0 and not checkpoint:  # now, to learn before the first step if --out is read-only
-        save_checkpoint(config, data, state)
+        save_checkpoint(config.out, state, {**description, **metadata})
     print_once(describe_run(config, network, data, device, len(train_loader)))
     if checkpoint:
         print_once(describe_resume(config, state.rows))
@@ -218,13 +208,12 @@ def train(
         predictions = classify(logits_of, val_loader, len(data.val.classes))
         if not math.isfinite(predictions.loss):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
-        state.rows.append({"epoch": epoch, **row, **validation_metrics(predictions)})
+        state.rows.append({"epoch": epoch, **row, **predictions.metrics})
         if best_epoch(state.rows) == epoch:
             state.best = predictions
 
         if RANK == 0:
-            save_results(config, data, state)
-            save_checkpoint(config, data, state)
+            save_epoch(config.out, state, description, metadata)
         print_once(describe_epoch(config, state.rows[-1], predictions))
 
     assert state.best is not None  # of the last epoch at least
@@ -318,41 +307,11 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
 
 
-# The checkpoint of a run
+# What is saved beside the weights
 
 
-def save_checkpoint(config: Config, data: Data, state: State) -> None:
-    """Write last.ckpt, from which --resume continues."""
-    checkpoint = {
-        "network": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
-        "rows": state.rows,
-        "best": state.best and storable(vars(state.best)),
-        "config": storable(asdict(config)),
-        "processes": WORLD_SIZE,
-        "images": data.description,
-        "selection": {name: sorted(names) for name, names in vars(data.selection).items()},
-        **metadata_to_save(config, data),  # so that --weights accepts the file too
-    }
-    write_atomically(config.out / "last.ckpt", partial(torch.save, checkpoint))
-
-
-def load_state(state: State, checkpoint: dict[str, Any]) -> None:
-    """Restore what `save_checkpoint` wrote."""
-    state.network.load_state_dict(checkpoint["network"])
-    # Not the saved groups: another device may have another value of `fused`.
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
-    state.scaler.load_state_dict(checkpoint["scaler"])
-    state.rows = checkpoint["rows"]
-    if checkpoint["best"] is not None:
-        best: Any = {name: np.asarray(values) for name, values in checkpoint["best"].items()}
-        state.best = Predictions(**best)
-
-
-def metadata_to_save(config: Config, data: Data) -> dict[str, Any]:
-    """Return what a file of weights says beside the weights, for `load_weights`."""
+def metadata_of(config: Config, data: Data) -> dict[str, Any]:
+    """Return what `load_weights` reads beside the weights."""
     return {
         "classes": data.val.classes,
         "image_size": config.image_size,
@@ -361,129 +320,14 @@ def metadata_to_save(config: Config, data: Data) -> dict[str, Any]:
     }
 
 
-def storable(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as torch.load reads them without running code: no paths, no NumPy arrays."""
+def describe_for_resume(config: Config, data: Data) -> dict[str, Any]:
+    """Return what must be known to continue a run."""
     return {
-        name: str(value)
-        if isinstance(value, Path)
-        else torch.from_numpy(value)
-        if isinstance(value, np.ndarray)
-        else value
-        for name, value in values.items()
+        "config": storable(asdict(config)),
+        "processes": WORLD_SIZE,
+        "images": data.description,
+        "selection": {name: sorted(names) for name, names in vars(data.selection).items()},
     }
-
-
-def load_checkpoint(out: Path) -> dict[str, Any]:
-    """Return the checkpoint of the run in the folder `out`.
-
-    Raises:
-        UserError: there is none, or this version or these processes cannot continue from it.
-    """
-    path = out / "last.ckpt"
-    require(path.exists(), f"no run to resume in {out}: it has no last.ckpt")
-    checkpoint: dict[str, Any] = read_checkpoint(path)
-    require("config" in checkpoint, f"{path} is not a checkpoint of examples.train")
-    require(
-        checkpoint["config"].keys() == {field.name for field in fields(Config)},
-        f"{path} is from another version of examples.train: start a new run with --weights {path}",
-    )
-    before = checkpoint["processes"]
-    require(before == WORLD_SIZE, f"the run in {out} used {before} process(es), not {WORLD_SIZE}")
-    return checkpoint
-
-
-def resumed_config(arguments: list[str], checkpoint: dict[str, Any], out: Path) -> Config:
-    """Return the options of the run in the folder `out`, and those given now that may change.
-
-    Raises:
-        UserError: another option is given and has changed.
-    """
-    options = {**checkpoint["config"], "out": out, "resume": True}
-    if options["weights"] is not None:
-        options["weights"] = Path(options["weights"])
-    saved = Config(**options)
-    config = parse("train", Config, arguments, default=saved)
-    changed = [
-        name
-        for name, value in asdict(config).items()
-        if name not in MAY_CHANGE_ON_RESUME and value != getattr(saved, name)
-    ]
-    if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
-        raise UserError(
-            f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
-            f"network further, start a new run with --weights {out / 'model.pt'}"
-        )
-    if changed:
-        name = changed[0]
-        option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
-        raise UserError(f"the run in {out} used --{option} {before}, not {now}")
-    return config
-
-
-def check_no_run(out: Path) -> None:
-    """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
-    path = out / "last.ckpt"
-    if path.exists():
-        require(
-            read_checkpoint(path).get("rows") == [],
-            f"{out} already holds a run: add --resume or choose another --out",
-        )
-
-
-# The results of a run
-
-
-def validation_metrics(predictions: Predictions) -> dict[str, float]:
-    """Return the columns of metrics.csv that are about the validation images."""
-    return {
-        "val_loss": predictions.loss,
-        "val_top1": predictions.top1,
-        "val_top5": predictions.top5,
-        "val_class_mean": predictions.class_mean,
-    }
-
-
-def best_epoch(rows: list[dict[str, float]]) -> int:
-    """Return the epoch with the highest top-1 accuracy, of several that with the lowest loss."""
-    best = min(rows, key=lambda row: (-row["val_top1"], row["val_loss"]))
-    return int(best["epoch"])
-
-
-def save_results(config: Config, data: Data, state: State) -> None:
-    """Write metrics.csv and curves.png, and model.pt if the last epoch is the best."""
-    import pandas as pd
-
-    classes = data.val.classes
-    table = pd.DataFrame(state.rows)
-    write_atomically(config.out / "metrics.csv", partial(table.to_csv, index=False))
-    title = f"{config.model} on {len(classes)} classes, {config.image_size} × {config.image_size}"
-    write_atomically(config.out / "curves.png", partial(draw_curves, table, title))
-
-    if best_epoch(state.rows) == len(state.rows):
-        weights = {
-            name: tensor.cpu().contiguous()  # not channels-last
-            for name, tensor in state.network.state_dict().items()
-        }
-        best = {"state_dict": weights, **metadata_to_save(config, data)}
-        write_atomically(config.out / "model.pt", partial(torch.save, best))
-
-
-def draw_curves(table: Any, title: str, file: BinaryIO) -> None:
-    """Plot the loss and the top-1 accuracy over the epochs, as a PNG file."""
-    figure = new_figure(10, 4)
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    for axes, metric, label in (
-        (left, "loss", "cross-entropy loss"),
-        (right, "top1", "top-1 accuracy (%)"),
-    ):
-        axes.plot(table["epoch"], table[f"train_{metric}"], ".-", label="training")
-        axes.plot(table["epoch"], table[f"val_{metric}"], ".-", label="validation")
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(file, format="png")
 
 
 # The images
@@ -603,11 +447,52 @@ def read_options(arguments: list[str]) -> tuple[Options, dict[str, Any] | None]:
     if "--resume" in arguments:
         out = parse("train", Options, arguments, default=Options(data="")).out
         checkpoint = load_checkpoint(out)
+        check_checkpoint(checkpoint, out)
         return resumed_config(arguments, checkpoint, out), checkpoint
 
     options = parse("train", Options, arguments)
     check_no_run(options.out)
     return options, None
+
+
+def check_checkpoint(checkpoint: dict[str, Any], out: Path) -> None:
+    """Raise `UserError` if this version or these processes cannot continue from a checkpoint."""
+    weights = out / "last.ckpt"
+    require(
+        checkpoint["config"].keys() == {field.name for field in fields(Config)},
+        f"{weights} is from another version of examples.train: start a new run with --weights "
+        f"{weights}",
+    )
+    before = checkpoint["processes"]
+    require(before == WORLD_SIZE, f"the run in {out} used {before} process(es), not {WORLD_SIZE}")
+
+
+def resumed_config(arguments: list[str], checkpoint: dict[str, Any], out: Path) -> Config:
+    """Return the options of the run in the folder `out`, and those given now that may change.
+
+    Raises:
+        UserError: another option is given and has changed.
+    """
+    options = {**checkpoint["config"], "out": out, "resume": True}
+    if options["weights"] is not None:
+        options["weights"] = Path(options["weights"])
+    saved = Config(**options)
+    config = parse("train", Config, arguments, default=saved)
+    changed = [
+        name
+        for name, value in asdict(config).items()
+        if name not in MAY_CHANGE_ON_RESUME and value != getattr(saved, name)
+    ]
+    if "epochs" in changed and len(checkpoint["rows"]) == saved.epochs:
+        raise UserError(
+            f"the run in {out} has ended after its {saved.epochs} epochs: to train its "
+            f"network further, start a new run with --weights {out / 'model.pt'}"
+        )
+    if changed:
+        name = changed[0]
+        option, before, now = name.replace("_", "-"), getattr(saved, name), getattr(config, name)
+        raise UserError(f"the run in {out} used --{option} {before}, not {now}")
+    return config
 
 
 def check_options(config: Options) -> None:

@@ -55,6 +55,16 @@ class Predictions:
         return float(self.losses.mean())
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """Columns of a table."""
+        return {
+            "val_loss": self.loss,
+            "val_top1": self.top1,
+            "val_top5": self.top5,
+            "val_class_mean": self.class_mean,
+        }
+
+    @property
     def confusion(self) -> np.ndarray:
         """The number of images of each class (row) that are taken for each class (column)."""
         size = self.num_classes

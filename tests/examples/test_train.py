@@ -16,7 +16,8 @@ import pandas as pd  # noqa: E402
 from examples import evaluate  # noqa: E402
 from examples.lib import data  # noqa: E402
 from examples.lib.checkpoints import read_checkpoint  # noqa: E402
-from examples.train import best_epoch, learning_rate, main  # noqa: E402
+from examples.lib.runs import best_epoch  # noqa: E402
+from examples.train import learning_rate, main  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import (  # noqa: E402
     ROOT,
@@ -378,6 +379,21 @@ def test_a_frozen_network_learns_in_its_last_layer_only(finished, tmp_path):
     judged = call(evaluate.main, data, "--weights", tmp_path / "run" / "model.pt")
     _, judgment = result.stdout.split("on the validation images\n")
     assert judgment.splitlines()[:-1] == judged.stdout.splitlines()[1:-1]
+
+
+def test_a_frozen_run_continues_as_if_it_had_not_been_stopped(finished, digits, tmp_path):
+    given = "--weights", finished / "model.pt", "--freeze", "--epochs", 2
+    assert call(main, *arguments(digits, tmp_path / "whole", *given)).status == 0
+    process = start(*arguments(digits, tmp_path / "killed", *given))
+    wait_for_line(process, "epoch 1")
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    resumed = call(main, "--resume", "--out", tmp_path / "killed")
+    assert resumed.status == 0, resumed
+    again, expected = (
+        read_checkpoint(tmp_path / name / "last.ckpt")["network"] for name in ("killed", "whole")
+    )
+    torch.testing.assert_close(again, expected, rtol=1e-6, atol=1e-6)  # threads differ
 
 
 def test_class_weights_find_a_rare_class(finished, data, tmp_path):
