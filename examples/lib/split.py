@@ -267,7 +267,7 @@ def split(images: ImageFiles, hashes: dict[str, int], val_fraction: float) -> fr
     mixed = [contents for contents in names_of.values() if is_mixed(contents)]
     if mixed:
         note_once(
-            f"{len(mixed)} images have copies in folders of other classes, such as "
+            f"images with copies in folders of other classes: {len(mixed)}, such as "
             f"{mixed[0][0]} and {mixed[0][-1]}"
         )
     return frozenset(name for content in val for name in names_of[content])

@@ -85,7 +85,7 @@ def test_the_same_picture_in_two_classes_is_said(colors, capsys):
     shutil.copy(colors / "red" / "0.png", colors / "blue" / "by mistake.png")
     parts_of(colors)
     note = capsys.readouterr().err
-    assert "1 images have copies in folders of other classes" in note
+    assert "images with copies in folders of other classes: 1, such as" in note
     assert "blue/by mistake.png and red/0.png" in note
 
 
