@@ -29,6 +29,7 @@ from examples.lib.command import Model, Precision, UserError, hint, parse, requi
 from examples.lib.data import LabeledImages
 from examples.lib.distributed import (
     RANK,
+    TORCHRUN_RESTARTS,
     WORLD_SIZE,
     broadcast_buffers,
     find_device,
@@ -60,9 +61,10 @@ from examples.lib.report import FILES, describe, differs_by_class, write_report
 from examples.lib.runs import (
     State,
     best_epoch,
-    check_no_run,
+    holds_run,
     load_checkpoint,
     load_state,
+    lock,
     save_checkpoint,
     save_epoch,
     storable,
@@ -84,6 +86,9 @@ class Options:
     """Start from the weights in this file."""
     resume: bool = False
     """Continue the run in --out after its last finished epoch, with its options."""
+    restartable: bool = False
+    """Continue the run in --out if there is one, or start it: for schedulers that repeat a command.
+    Under torchrun, a restart (--max-restarts) continues the run in any case."""
     out: Path = Path("runs/train")
     """Folder for the results."""
 
@@ -139,7 +144,7 @@ FEW_IMAGES = 10_000  # for training from random weights
 
 # The options that may change when a run is resumed: they do not affect its result,
 # except that another device rounds differently.
-MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers"}
+MAY_CHANGE_ON_RESUME = {"data", "out", "device", "workers", "restartable"}
 
 
 def train(
@@ -184,12 +189,13 @@ def train(
     )
     state = State(network, optimizer, scaler)
     if checkpoint:
-        load_state(state, checkpoint)
+        load_state(state, checkpoint, config.out)
     model = DistributedDataParallel(trained) if WORLD_SIZE > 1 else trained
     logits_of = as_function(trained, device, config.precision)
     class_weights = balanced_weights(data.train).to(device) if config.class_weights else None
 
     description, metadata = describe_for_resume(config, data), metadata_of(config, data)
+    locked = lock(config.out) if RANK == 0 else None  # until this function ends
     if RANK == 0 and not checkpoint:  # now, to learn before the first step if --out is read-only
         save_checkpoint(config.out, state, {**description, **metadata})
     print_once(describe_run(config, network, data, device, len(train_loader)))
@@ -197,6 +203,12 @@ def train(
         print_once(describe_resume(config, state.rows))
     else:
         print_once(describe_start(config, initial, kept_head, data))
+
+    if state.rows and state.best is None:  # model.pt was lost
+        trained.eval()
+        state.best = classify(logits_of, val_loader, len(data.val.classes))
+        if RANK == 0:
+            save_epoch(config.out, state, description, metadata)
 
     for epoch in range(len(state.rows) + 1, config.epochs + 1):
         sampler.set_epoch(epoch)
@@ -209,7 +221,7 @@ def train(
         if not math.isfinite(predictions.loss):
             raise UserError(f"the validation loss of epoch {epoch} is not finite: try a lower --lr")
         state.rows.append({"epoch": epoch, **row, **predictions.metrics})
-        if best_epoch(state.rows) == epoch:
+        if best_epoch(state) == epoch:
             state.best = predictions
 
         if RANK == 0:
@@ -219,10 +231,11 @@ def train(
     assert state.best is not None  # of the last epoch at least
     if RANK == 0:
         write_report(config.out, state.best, data.val)
-    print_once(f"best epoch: {best_epoch(state.rows)}, on the validation images")
+    print_once(f"best epoch: {best_epoch(state)}, on the validation images")
     for line in describe(state.best, data.val.classes):
         print_once(line)
     print_once(f"{config.out}: model.pt, {', '.join(FILES)}")
+    del locked
 
 
 def train_one_epoch(
@@ -443,16 +456,23 @@ def read_options(arguments: list[str]) -> tuple[Options, dict[str, Any] | None]:
     """Return the options, and with --resume a `Config` and the checkpoint to continue from.
 
     With --resume, the options that are not given are those of the run.
+
+    Raises:
+        UserError: there is no run to resume, or a run where a new one was to start.
     """
     if "--resume" in arguments:
-        out = parse("train", Options, arguments, default=Options(data="")).out
-        checkpoint = load_checkpoint(out)
-        check_checkpoint(checkpoint, out)
-        return resumed_config(arguments, checkpoint, out), checkpoint
-
-    options = parse("train", Options, arguments)
-    check_no_run(options.out)
-    return options, None
+        options = parse("train", Options, arguments, default=Options(data=""))
+    else:
+        options = parse("train", Options, arguments)
+        if not holds_run(options.out):
+            return options, None
+        require(
+            options.restartable or TORCHRUN_RESTARTS > 0,
+            f"{options.out} already holds a run: add --resume or choose another --out",
+        )
+    checkpoint = load_checkpoint(options.out)
+    check_checkpoint(checkpoint, options.out)
+    return resumed_config(arguments, checkpoint, options.out), checkpoint
 
 
 def check_checkpoint(checkpoint: dict[str, Any], out: Path) -> None:

@@ -4,11 +4,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from examples.lib.command import UserError, escape, print_result
 
@@ -17,6 +19,10 @@ RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # on this machine
 LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+TORCHRUN_RESTARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+# How long a process waits for another, which may be lost. It is longer than a download takes.
+TIMEOUT = timedelta(minutes=10)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -44,6 +50,12 @@ def join_processes(device: torch.device) -> None:
     Raises:
         UserError: there are others, but nothing says how to reach them.
     """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"srun has started {tasks} tasks that know nothing of each other: let it start one "
+            "torchrun on each machine"
+        )
     if WORLD_SIZE == 1:
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -52,11 +64,20 @@ def join_processes(device: torch.device) -> None:
             f"the environment has WORLD_SIZE={WORLD_SIZE} without {', '.join(missing)}: "
             "start several processes with torchrun, or unset WORLD_SIZE for one process"
         )
+    # torchrun keeps its store when it restarts the processes. In a part of their own, they do not
+    # find the addresses of those that have ended (see findings/).
+    store, _, _ = next(rendezvous("env://"))
+    options: dict[str, Any] = {
+        "backend": "gloo",
+        "store": dist.PrefixStore(f"restart {TORCHRUN_RESTARTS}", store),  # type: ignore[attr-defined]
+        "rank": RANK,
+        "world_size": WORLD_SIZE,
+        "timeout": TIMEOUT,
+    }
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+        options |= {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+    dist.init_process_group(**options)
 
 
 def leave_processes() -> None:

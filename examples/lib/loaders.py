@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -213,6 +214,18 @@ def prepare_worker(index: int) -> None:
     # A scheduler ends all processes with SIGTERM. The main process says so in one line.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     sys.excepthook = print_unless_connection_is_lost
+    threading.Thread(target=end_with_main_process, daemon=True).start()
+
+
+def end_with_main_process() -> None:
+    """End this worker when the process that started it has ended, even by SIGKILL.
+
+    PyTorch's own watchdog looks for the parent process. With "forkserver" that is another one.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def print_unless_connection_is_lost(

@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 import numpy as np
 import torch
 
 from examples.lib.checkpoints import read_checkpoint
-from examples.lib.command import require
-from examples.lib.distributed import note_once
+from examples.lib.command import UserError, require
+from examples.lib.distributed import RANK, note_once
 from examples.lib.metrics import Predictions
 from examples.lib.networks import Network
 from examples.lib.results import new_figure, write_atomically
@@ -26,6 +27,8 @@ class State:
         scaler: of the loss, for float16.
         rows: of metrics.csv, one for each finished epoch.
         best: the predictions for the validation images after the best of these epochs.
+        counted_from: the first epoch whose weights may be in model.pt. A run that was continued
+            without that file has lost the best of the epochs before.
     """
 
     network: Network
@@ -33,10 +36,12 @@ class State:
     scaler: torch.amp.GradScaler
     rows: list[dict[str, float]] = field(default_factory=list)
     best: Predictions | None = None
+    counted_from: int = 1
 
 
-def best_epoch(rows: list[dict[str, float]]) -> int:
+def best_epoch(state: State) -> int:
     """Return the epoch with the highest top-1 accuracy, of several that with the lowest loss."""
+    rows = state.rows[state.counted_from - 1 :]
     best = min(rows, key=lambda row: (-row["val_top1"], row["val_loss"]))
     return int(best["epoch"])
 
@@ -60,7 +65,7 @@ def save_epoch(
     Raises:
         UserError: model.pt or last.ckpt cannot be written.
     """
-    if best_epoch(state.rows) == len(state.rows):
+    if best_epoch(state) == len(state.rows):
         weights = {
             name: tensor.cpu().contiguous()  # not channels-last
             for name, tensor in state.network.state_dict().items()
@@ -102,6 +107,7 @@ def save_checkpoint(out: Path, state: State, description: dict[str, Any]) -> Non
         "scaler": state.scaler.state_dict(),
         "rows": state.rows,
         "best": None if state.best is None else storable(vars(state.best)),
+        "counted_from": state.counted_from,
         **description,
     }
     write_atomically(out / "last.ckpt", partial(torch.save, checkpoint))
@@ -139,14 +145,39 @@ def draw_curves(table: Any, title: str, file: BinaryIO) -> None:
 # Reading
 
 
-def check_no_run(out: Path) -> None:
-    """Raise `UserError` if the folder `out` holds a run with at least one finished epoch."""
+def lock(out: Path) -> filelock.BaseFileLock:
+    """Create the folder `out`, and keep other runs out of it while this process lives.
+
+    Raises:
+        UserError: another run writes to it, or it cannot be created.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(out / ".lock")
+        held.acquire(timeout=0)
+        return held
+    except filelock.Timeout as error:
+        raise UserError(f"another run is writing to {out}: choose another --out") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+
+
+def holds_run(out: Path) -> bool:
+    """Return whether the folder `out` holds a run with at least one finished epoch.
+
+    Raises:
+        UserError: another run writes to it, or its checkpoint was deleted, but not its weights.
+    """
+    if RANK == 0 and (out / ".lock").exists():
+        lock(out).release()
     path = out / "last.ckpt"
     if path.exists():
-        require(
-            read_checkpoint(path).get("rows") == [],
-            f"{out} already holds a run: add --resume or choose another --out",
-        )
+        return bool(read_checkpoint(path).get("rows") != [])
+    require(
+        not (out / "model.pt").exists(),
+        f"{out} holds the weights of another run, model.pt: choose another --out",
+    )
+    return False
 
 
 def load_checkpoint(out: Path) -> dict[str, Any]:
@@ -162,13 +193,25 @@ def load_checkpoint(out: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_state(state: State, checkpoint: dict[str, Any]) -> None:
-    """Restore what `save_checkpoint` wrote. The network has its weights already."""
+def load_state(state: State, checkpoint: dict[str, Any], out: Path) -> None:
+    """Restore what `save_checkpoint` wrote. The network has its weights already.
+
+    Without the weights of the best epoch in the folder `out`, those of the last one count, and
+    `state.best` is None.
+    """
     # Not the saved groups: another device may have another value of `fused`.
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({**checkpoint["optimizer"], "param_groups": groups})
     state.scaler.load_state_dict(checkpoint["scaler"])
     state.rows = checkpoint["rows"]
-    if checkpoint["best"] is not None:
+    state.counted_from = checkpoint["counted_from"]
+    if not state.rows:
+        return
+    if (out / "model.pt").exists():
         best: Any = {name: np.asarray(values) for name, values in checkpoint["best"].items()}
         state.best = Predictions(**best)
+    else:
+        state.counted_from = len(state.rows)
+        note_once(
+            f"{out} has no model.pt: the best of the epochs from {len(state.rows)} on is kept"
+        )

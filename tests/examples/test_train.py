@@ -16,7 +16,7 @@ import pandas as pd  # noqa: E402
 from examples import evaluate  # noqa: E402
 from examples.lib import data  # noqa: E402
 from examples.lib.checkpoints import read_checkpoint  # noqa: E402
-from examples.lib.runs import best_epoch  # noqa: E402
+from examples.lib.runs import State, best_epoch  # noqa: E402
 from examples.train import learning_rate, main  # noqa: E402
 from tests.examples.command import call, refusal  # noqa: E402
 from tests.examples.training import (  # noqa: E402
@@ -79,7 +79,7 @@ def test_optimizer_takes_the_falling_learning_rate(finished):
 def test_run_writes_metrics_curves_checkpoint_and_weights(finished):
     names = {"metrics.csv", "curves.png", "last.ckpt", "model.pt"}
     judgment = {"predictions.csv", "classes.csv", "confusion.png", "mistakes.png"}
-    assert contents(finished).keys() == names | judgment
+    assert contents(finished).keys() == names | judgment | {".lock"}
     rows = pd.read_csv(finished / "metrics.csv")
     assert list(rows["epoch"]) == [1, 2]
     assert {"lr", "train_loss", "val_top1", "val_top5", "images/s", "seconds"} <= set(rows)
@@ -314,7 +314,7 @@ def test_of_equal_accuracies_the_epoch_with_the_lowest_loss_is_the_best():
         {"epoch": epoch, "val_top1": top1, "val_loss": loss}
         for epoch, (top1, loss) in enumerate(accuracies, start=1)
     ]
-    assert best_epoch(rows) == 3
+    assert best_epoch(State(None, None, None, rows)) == 3
 
 
 def test_a_head_for_the_same_classes_is_put_into_the_order_of_the_folders(
