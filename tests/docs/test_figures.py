@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
@@ -15,6 +17,7 @@ from resnet18 import BasicBlock
 from tests.oracle import MODELS
 
 DOCS = Path(__file__).parents[2] / "docs"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class ByLayer(fx.Tracer):
@@ -71,11 +74,15 @@ def steps(model: nn.Module, image: tuple[int, ...], first: str) -> list[str]:
 
 def drawn(file: str, group: str | None = None) -> list[str]:
     """Return the names, sizes and shapes in a figure, in their order."""
-    svg = "{http://www.w3.org/2000/svg}"
     root = ElementTree.parse(DOCS / file).getroot()
-    part = root if group is None else root.find(f"{svg}g[@id='{group}']")
-    kinds = ("module", "function", "detail", "shape")
-    return [text.text for text in part.iter(f"{svg}text") if text.get("class") in kinds]
+    part = root if group is None else root.find(f"{SVG}g[@id='{group}']")
+    kinds = {"module", "function", "detail", "shape"}
+    return [
+        text.text
+        for text in part.iter(f"{SVG}text")
+        for classes in [text.get("class").split()]
+        if kinds & set(classes) and "legend" not in classes
+    ]
 
 
 def test_figures_of_the_networks_show_every_step_of_forward(name):
@@ -83,6 +90,35 @@ def test_figures_of_the_networks_show_every_step_of_forward(name):
 
 
 def test_figure_of_the_block_shows_every_step_of_forward():
-    assert drawn("block.svg", "identity") == steps(BasicBlock(64, 64), (64, 56, 56), "x")
+    identity = [*steps(BasicBlock(64, 64), (64, 56, 56), "x"), "output"]
+    assert drawn("block.svg", "identity") == identity
     projection = [text for text in drawn("block.svg", "projection") if text != "batch norm"]
-    assert projection == steps(BasicBlock(64, 128, stride=2), (64, 56, 56), "x")
+    assert projection == [*steps(BasicBlock(64, 128, stride=2), (64, 56, 56), "x"), "output"]
+
+
+FILES = {"alexnet.svg": None, "resnet18.svg": None, "block.svg": BasicBlock(64, 128, stride=2)}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_bold_names_are_modules_and_blue_boxes_have_weights_as_the_legend_says(file):
+    model = FILES[file] or MODELS[file.partition(".")[0]]()
+    elements, names = list(ElementTree.parse(DOCS / file).iter()), []
+    for box, text in zip(elements, elements[1:]):
+        if box.tag != f"{SVG}rect" or text.tag != f"{SVG}text" or "legend" in text.get("class"):
+            continue
+        blue = box.get("class") == "weights"
+        if text.get("class") == "module":
+            names.append(text.text)
+            parameters = list(model.get_submodule(text.text).parameters())
+            assert blue == bool(parameters), text.text
+        else:
+            assert not blue and not hasattr(model, text.text), text.text
+    assert names
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_letters_can_be_read_at_a_width_of_360_pixels(file):
+    root = ElementTree.parse(DOCS / file).getroot()
+    style = root.find(f"{SVG}style").text
+    sizes = [float(size) for size in re.findall(r"([\d.]+)px", style)]
+    assert min(sizes) * 360 / float(root.get("width")) >= 9.5

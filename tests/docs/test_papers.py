@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from pathlib import Path
 from typing import Any, Iterator
@@ -69,21 +71,91 @@ def test_initializations_print_what_the_page_shows(capsys):
         assert float(loss) == pytest.approx(float(expected_loss), rel=0.05)
 
 
-def test_response_normalization_of_the_page_is_the_formula_of_the_paper():
-    names: dict[str, Any] = {}
-    exec(blocks(PAGE.split("### Response normalization")[1], "python")[0], names)
+@pytest.fixture(scope="module")
+def network_of_2012() -> dict[str, Any]:
+    """The variables of the block that turns AlexNet into the network of [2012]."""
+    variables: dict[str, Any] = {}
+    exec(blocks(PAGE.split("### The network of 2012")[1], "python")[0], variables)
+    return variables
+
+
+def test_the_network_of_2012_has_the_parameters_of_the_paper(network_of_2012, capsys):
+    code, shown = (
+        blocks(PAGE.split("### The network of 2012")[1], language)[0]
+        for language in ("python", "text")
+    )
+    exec(code, {})
+    assert capsys.readouterr().out == shown == "60,965,224 parameters\n"
+    *rows, total = table(PAGE, "counted layer by layer for one 224 × 224 image")
+    for layer, _, parameters, *_ in rows:
+        module = network_of_2012["model"].get_submodule(layer)
+        assert f"{sum(p.numel() for p in module.parameters()):,}" == parameters, layer
+    assert total[2] == "60,965,224"
+
+
+def test_the_network_of_2012_has_the_connections_of_the_page(network_of_2012):
+    multiply_adds = table(PAGE, "## Which AlexNet is this?")[0][3]
+    model = copy.deepcopy(network_of_2012["model"])
+    assert f"{count(model)[1]:.1f}" == multiply_adds
+
+
+def test_the_network_of_2012_has_the_neurons_of_figure_2(network_of_2012):
+    shapes = output_shapes(copy.deepcopy(network_of_2012["model"]))
+    _, *rows, _ = table(PAGE, "counted layer by layer for one 224 × 224 image")
+    for layer, _, _, neurons, *_ in rows:  # the number of conv1 in figure 2 is wrong
+        assert f"{math.prod(shapes[layer]):,}" == neurons, layer
+
+
+def test_the_network_of_2012_starts_as_in_the_paper(network_of_2012):
+    ones = "conv2", "conv4", "conv5", "fc1", "fc2"
+    for name, parameter in network_of_2012["model"].named_parameters():
+        layer, kind = name.split(".")
+        if kind == "bias":
+            assert (parameter == (layer in ones)).all(), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.01, rel=0.02), name
+
+
+def test_response_normalization_of_the_page_is_the_formula_of_the_paper(network_of_2012):
     a = torch.rand(1, 12, 3, 3) * 100  # large enough for the sum to count
     squares = [(a[:, max(0, i - 2) : i + 3] ** 2).sum(1) for i in range(12)]
     expected = a / (2 + 1e-4 * torch.stack(squares, 1)) ** 0.75  # [2012], section 3.3
-    torch.testing.assert_close(names["normalize"](None, None, a), expected)
+    torch.testing.assert_close(network_of_2012["normalize"](None, None, a), expected)
 
-    images = torch.randn(1, 3, 64, 64)
-    model = names["model"].eval()
-    plain = AlexNet().eval()
-    plain.load_state_dict(model.state_dict())
-    assert model(images).shape == (1, 1000)
-    assert (model.conv2(torch.randn(1, 64, 9, 9)) >= 0).all()
-    assert not torch.equal(model(images), plain(images))
+    model = network_of_2012["model"]
+    for layer, channels in ((model.conv1, 3), (model.conv2, 96)):
+        x = 100 * torch.randn(1, channels, 31, 31)
+        plain = nn.functional.conv2d(
+            x, layer.weight, layer.bias, layer.stride, layer.padding, groups=layer.groups
+        )
+        torch.testing.assert_close(layer(x), network_of_2012["normalize"](None, None, plain))
+
+
+def test_output_sizes_are_those_of_the_formula_and_of_the_network():
+    model, size = AlexNet(), 224
+    for names, n, k, s, p, computation, m in table(PAGE, "## Output sizes"):
+        module = model.get_submodule(names.split("`")[0])
+        layer = [module.kernel_size, module.stride, module.padding]
+        layer = [number[0] if isinstance(number, tuple) else number for number in layer]
+        assert layer == [int(k), int(s), int(p)], names
+        assert int(n) == size, names
+        numerator, quotient = size + 2 * int(p) - int(k), (size + 2 * int(p) - int(k)) // int(s)
+        assert computation == f"⌊{numerator} / {s}⌋ + 1 = {quotient} + 1", names
+        images = torch.zeros(1, getattr(module, "in_channels", 1), size, size)
+        size = module(images).shape[-1]
+        assert int(m) == size == quotient + 1, names
+    assert size == 6
+
+
+def test_errors_of_plain_and_residual_networks_are_the_same_on_all_pages():
+    (_, *shallow), (_, *deep) = table(PAGE, "### Why residuals")
+    assert (shallow, deep) == (["27.94%", "27.88%"], ["28.54%", "25.03%"])  # [2015a], table 2
+    readme = read(DOCS.parent / "README.md")
+    assert all(error in readme for error in (*shallow, *deep))
+    option_a = table(PAGE, "### Options A, B and C")[0]
+    assert option_a[-1] == deep[1]
+    (row,) = (row for row in table(PAGE, "## Errors on ImageNet") if "[2015a]" in row[0])
+    assert row[2] == shallow[1]
 
 
 def test_table_1_of_the_resnet_paper():
