@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from examples.lib.command import ImageError, UserError
 from examples.lib.distributed import rank_0_first
-from examples.lib.images import find_images, folder_error, open_image, refuse
+from examples.lib.images import find_images, folder_error, is_hidden, open_image, refuse
 
 CIFAR10_FOLDER = "data"  # in the current folder
 
@@ -79,7 +79,7 @@ def find_image_files(
 ) -> ImageFiles:
     """Find the images in `folder/part/<class>/`, where each class has a folder with its name.
 
-    Folders whose names begin with a dot are left out. Names that look the same are the same: "é" is
+    Folders that `is_hidden` names are left out. Names that look the same are the same: "é" is
     one character on Linux, and two in names that come from a Mac (Unicode's NFC and NFD).
 
     Args:
@@ -98,9 +98,7 @@ def find_image_files(
     except OSError as error:
         raise folder_error(error) from error
     folders = sorted(entry.name for entry in entries if os.path.isdir(entry))
-    class_of = {
-        name: unicodedata.normalize("NFC", name) for name in folders if not name.startswith(".")
-    }
+    class_of = {name: unicodedata.normalize("NFC", name) for name in folders if not is_hidden(name)}
     if not class_of:
         raise ImageError(
             f"{folder_of_classes}: no class folders (one folder of images for each class)"

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
 import threading
 import warnings
@@ -12,18 +13,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COLORMAP,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    TiffImageFile,
+)
 
 from examples.lib.command import ImageError
 
-# The formats that are read: pixels only, by Pillow's own decoders, and HEIF by pillow-heif. Pillow
-# knows more. For EPS, it starts Ghostscript, which runs the program in the file.
-FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "HEIF", "AVIF", "JPEG2000", "PPM", "ICO"),
-    *("PSD", "QOI", "PCX", "SGI", "DDS", "TGA"),  # TGA last: its files have no fixed first bytes
-)
+# The formats that are read: those of photographs and data sets, by Pillow's own decoders, and HEIF
+# by pillow-heif. Pillow knows more. For EPS, it starts Ghostscript, which runs the program in the
+# file. AVIF comes before HEIF: pillow-heif takes such files too, and cannot read all of them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "JPEG2000", "PPM")
 MAX_ASPECT_RATIO = 100  # of a longer image, a square crop shows less than 1 %
+
+NEW_SUBFILE_TYPE, DNG_VERSION = 254, 50706  # the numbers of two tags of TIFF
 
 # An image takes 10 bytes per pixel while it is read. Larger ones are read one after another.
 LARGE = 16_000_000  # pixels
@@ -40,6 +50,8 @@ def set_up_pillow() -> list[str]:
 
         pillow_heif.register_heif_opener()
     Image.init()
+    # A long text or profile is no reason to refuse a picture.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -47,7 +59,7 @@ def set_up_pillow() -> list[str]:
 
 
 def open_image(path: Path, min_size: int | None = None) -> Image.Image:
-    """Read a file as an RGB image, upright and with transparent parts in white.
+    """Read a file as a browser shows it on a white page: the first frame, upright, in sRGB.
 
     In each process, only one image with more than `LARGE` pixels is decoded at a time.
 
@@ -60,33 +72,30 @@ def open_image(path: Path, min_size: int | None = None) -> Image.Image:
     Raises:
         ImageError: the file cannot be read or decoded, has more pixels than Pillow allows, has one
             side more than `MAX_ASPECT_RATIO` times as long as the other, is transparent everywhere,
-            is a raw photograph, or has gray values whose scale is unknown.
+            is a raw photograph, has gray values whose scale is unknown, or is of a kind that Pillow
+            reads otherwise than people see it.
     """
     try:
-        try:
-            return decode(path, min_size)
-        except Exception:
-            png = png_without_text(path)
-            if png is None:
-                raise
-            return decode(png, min_size)
+        return decode(path, min_size)
     except Exception as error:  # for damaged files, decoders raise many kinds of exceptions
         raise ImageError(f"{path}: {describe_error(error)}") from error
 
 
-def decode(file: Path | io.BytesIO, min_size: int | None) -> Image.Image:
+def decode(path: Path, min_size: int | None) -> Image.Image:
     """Return the image in a file, as `open_image` does."""
-    with Image.open(file, formats=set_up_pillow()) as image, contextlib.ExitStack() as locks:
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels, too long for a square crop")
-        if isinstance(image, TiffImageFile):
-            check_first_page(image)
-        if min_size is not None:
-            image.draft(None, (min_size, min_size))
+    with contextlib.ExitStack() as stack:
+        # Not the path: Pillow then maps an uncompressed TIFF into memory, with its sides exchanged.
+        file = stack.enter_context(path.open("rb"))
+        image = stack.enter_context(Image.open(file, formats=set_up_pillow()))
+        check_meaning(image)
+        if isinstance(image, PngImageFile):
+            scale_transparent_color(image)
+        if isinstance(image, JpegImageFile) and min_size is not None:
+            image.draft(None, (min_size, min_size))  # a HEIC would become its thumbnail
 
         is_large = image.width * image.height > LARGE
         if is_large:
-            locks.enter_context(LARGE_IMAGE)
+            stack.enter_context(LARGE_IMAGE)
         image.load()
         with contextlib.suppress(Exception):  # ignore broken EXIF data
             ImageOps.exif_transpose(image, in_place=True)
@@ -96,29 +105,76 @@ def decode(file: Path | io.BytesIO, min_size: int | None) -> Image.Image:
         return rgb
 
 
+def check_meaning(image: Image.Image) -> None:
+    """Raise `ValueError` if the picture that Pillow would show is not what a person sees."""
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels, too long for a square crop")
+    if isinstance(image, GifImageFile) and image.tile[0].extents != (0, 0, *image.size):
+        raise ValueError("a GIF whose first frame is only a part of the picture: save it as a PNG")
+    if not isinstance(image, TiffImageFile):
+        return
+    tags = image.tag_v2
+    # Raw photographs are TIFF files: DNG, NEF, ARW and others. Pillow shows a small preview.
+    if tags.get(NEW_SUBFILE_TYPE, 0) & 1 or DNG_VERSION in tags:
+        raise ValueError("a raw photograph, of which only a preview can be read: save it as a JPEG")
+    if COLORMAP in tags and max(tags[COLORMAP]) < 256:
+        raise ValueError("a TIFF with a color map of 8 bits: save it as a PNG")
+    is_raw = image.tile[0].codec_name == "raw"  # not compressed
+    if is_raw and tags.get(PLANAR_CONFIGURATION) == 2 and max(tags.get(BITSPERSAMPLE, [1])) > 8:
+        raise ValueError("a TIFF with a plane of 16 bits for each color: save it as a PNG")
+
+
+def scale_transparent_color(image: PngImageFile) -> None:
+    """Give the transparent color the depth that the pixels get when they are read: 8 bits."""
+    color = image.info.get("transparency")
+    depth = re.search(r"\d+", str(image.tile[0].args))  # such as "L;4" or "RGB;16B"
+    bits = int(depth[0]) if depth else 8
+    if image.mode == "L" and isinstance(color, int):
+        image.info["transparency"] = color * 255 // (2**bits - 1)
+    if image.mode == "RGB" and bits == 16 and color is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in 8 bits per color, with transparent parts in white."""
+    """Return an image in 8 bits per color of sRGB, with transparent parts in white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return to_8_bit_gray(image).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.mode == "La":  # gray that was multiplied by its alpha
+        image = image.convert("LA")
     if image.has_transparency_data:
-        return put_on_white(image)
-    return image.convert("RGB")
+        image = image.convert("RGBA")
+    if profile:
+        image = convert_to_srgb(image, profile)
+    return put_on_white(image) if image.mode == "RGBA" else image.convert("RGB")
 
 
-def check_first_page(image: TiffImageFile) -> None:
-    """Raise an error if Pillow would show only the small preview in a raw photograph.
+def convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Return an image, of which the colors have this profile (ICC), in sRGB.
 
-    Raw photographs are TIFF files: DNG, NEF, ARW and others.
+    A profile that is damaged or for another kind of image is ignored, as in browsers.
     """
-    new_subfile_type, dng_version = 254, 50706  # the numbers of two tags
-    if image.tag_v2.get(new_subfile_type, 0) & 1 or dng_version in image.tag_v2:
-        raise ValueError("a raw photograph, of which only a preview can be read: save it as a JPEG")
+    from PIL import ImageCms  # here, because few images need it
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(
+            image,
+            source,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode=mode,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return converted or image
 
 
 def put_on_white(image: Image.Image) -> Image.Image:
-    """Return an image with transparent parts as an RGB image, with these parts in white."""
-    if image.mode != "RGBA":
-        image = image.convert("RGBA")
+    """Return an RGBA image as an RGB image, with transparent parts in white."""
     ranges: Any = image.getextrema()  # (lowest, highest) of each channel
     if ranges[3] == (0, 0):  # some programs leave alpha empty
         if all(low == high for low, high in ranges):
@@ -129,28 +185,6 @@ def put_on_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def png_without_text(path: Path) -> io.BytesIO | None:
-    """Return a PNG file without its texts and color profile. None: it is not a PNG file.
-
-    Pillow refuses a file in which one of them is long or has a wrong checksum.
-    """
-    signature = b"\x89PNG\r\n\x1a\n"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        if file.read(len(signature)) != signature:
-            return None
-    data = path.read_bytes()
-    kept, position = [signature], len(signature)
-    while position < len(data):  # a chunk: length of the content, kind, content, checksum
-        kind = data[position + 4 : position + 8]
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            kept.append(data[position:end])
-        position = end
-    return io.BytesIO(b"".join(kept))
-
-
 def to_8_bit_gray(image: Image.Image) -> Image.Image:
     """Scale a gray image of 16 or more bits per pixel (mode I;16, I;16B, I or F) to 8 bits.
 
@@ -158,6 +192,7 @@ def to_8_bit_gray(image: Image.Image) -> Image.Image:
         ValueError: the value of white is unknown, or some values are outside of 0 to white.
     """
     values = np.asarray(image).astype("float32")
+    transparent = values == image.info.get("transparency")
     white = None
     if image.mode == "F":
         white = 1  # by convention
@@ -173,13 +208,15 @@ def to_8_bit_gray(image: Image.Image) -> Image.Image:
         )
     if isinstance(image, TiffImageFile) and image.tag_v2[PHOTOMETRIC_INTERPRETATION] == 0:
         values = white - values  # this file stores white as 0
+    values[transparent] = white
     return Image.fromarray(np.rint(values * (255 / white)).astype("uint8"))
 
 
 def describe_error(error: Exception) -> str:
     """Return the reason why a file cannot be used, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image in a format that is read: {', '.join(set_up_pillow())}"
+        formats = ", ".join(set_up_pillow())
+        return f"not an image that is read ({formats}), or its header is damaged or unusual"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -232,7 +269,7 @@ def read_image(path: Path, size: int, resize_size: int) -> np.ndarray:
 def find_images(folder: Path, on_error: Callable[[ImageError], None]) -> tuple[list[Path], int]:
     """Find the images in a folder and in its subfolders.
 
-    Subfolders whose names begin with a dot are left out. If several links lead to a folder, it is
+    Subfolders that `is_hidden` names are left out. If several links lead to a folder, it is
     searched once. Links to a folder above are not followed.
 
     Args:
@@ -247,7 +284,7 @@ def find_images(folder: Path, on_error: Callable[[ImageError], None]) -> tuple[l
     seen = {folder.resolve(), *folder.resolve().parents}
     walk = os.walk(folder, onerror=lambda error: on_error(folder_error(error)), followlinks=True)
     for here, subfolders, files in walk:
-        visible = sorted(name for name in subfolders if not name.startswith("."))
+        visible = sorted(name for name in subfolders if not is_hidden(name))
         subfolders.clear()  # os.walk searches those that are put back
         for name in visible:
             target = Path(here, name).resolve()
@@ -259,6 +296,14 @@ def find_images(folder: Path, on_error: Callable[[ImageError], None]) -> tuple[l
         images += found
         ignored += len(files) - len(found)
     return sorted(images), ignored
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a folder of this name holds nothing that a person has put there.
+
+    Synology's drives keep thumbnails in @eaDir, and macOS's archives other files in __MACOSX.
+    """
+    return name.startswith(".") or name in ("@eaDir", "__MACOSX")
 
 
 def refuse(error: ImageError) -> NoReturn:
