@@ -5,12 +5,11 @@ import functools
 import io
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -282,20 +281,39 @@ def find_images(folder: Path, on_error: Callable[[ImageError], None]) -> tuple[l
     images: list[Path] = []
     ignored = 0
     seen = {folder.resolve(), *folder.resolve().parents}
-    walk = os.walk(folder, onerror=lambda error: on_error(folder_error(error)), followlinks=True)
-    for here, subfolders, files in walk:
-        visible = sorted(name for name in subfolders if not is_hidden(name))
-        subfolders.clear()  # os.walk searches those that are put back
-        for name in visible:
-            target = Path(here, name).resolve()
-            if target not in seen:
-                seen.add(target)
-                subfolders.append(name)
 
-        found = [path for name in files if is_image(path := Path(here, name))]
-        images += found
-        ignored += len(files) - len(found)
+    def search(here: Path) -> None:
+        nonlocal ignored
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            on_error(folder_error(error))
+            return
+        for entry in entries:
+            path = here / entry.name
+            kind = kind_of(entry)
+            if kind == "file" and is_image(path):
+                images.append(path)
+            elif kind != "folder":
+                ignored += 1
+            elif not is_hidden(entry.name) and (target := path.resolve()) not in seen:
+                seen.add(target)
+                search(path)
+
+    search(folder)
     return sorted(images), ignored
+
+
+def kind_of(entry: "os.DirEntry[str]") -> Literal["file", "folder", "other"]:
+    """Return what an entry is, or where a link leads. Only links cost a call for each of them."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() else "other"  # other: a named pipe, a link to nowhere
+    except PermissionError:
+        return "file"  # it will be reported when it is read
+    except OSError:
+        return "other"  # a link in a circle
 
 
 def is_hidden(name: str) -> bool:
@@ -316,15 +334,8 @@ def folder_error(error: OSError) -> ImageError:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a path is a file with an extension of the `FORMATS`, and not hidden."""
-    if path.suffix.lower() not in extensions() or path.name.startswith("."):
-        return False
-    try:
-        return stat.S_ISREG(path.stat().st_mode)  # not a named pipe
-    except PermissionError:
-        return True  # it will be reported when it is read
-    except OSError:
-        return False  # a link to nowhere
+    """Return whether the name of a file has an extension of the `FORMATS`, and is not hidden."""
+    return path.suffix.lower() in extensions() and not path.name.startswith(".")
 
 
 @functools.cache

@@ -205,7 +205,7 @@ def write_png(path: Path, bits: int, color_type: int, rows: bytes, transparent: 
     [
         (4, 0, b"\0\x37", b"\0\7"),  # gray values 3 and 7 of 15
         (16, 0, b"\0\x33\x33\x77\x77", b"\x77\x77"),
-        (16, 2, b"\0" + b"\x33" * 6 + b"\x77" * 6, b"\x77" * 6),
+        (16, 2, b"\0" + b"\x33" * 6 + b"\x77\x12" * 3, b"\x77\x12" * 3),
     ],
     ids=["4 bits", "16 bits", "16 bits in color"],
 )
@@ -237,10 +237,16 @@ def test_a_tiff_that_is_stored_on_its_side_is_upright(tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "picture.tif")[..., 0], np.rot90(stored, -1))
 
 
+def test_an_avif_that_calls_itself_heif_is_read(tmp_path):
+    pytest.importorskip("pillow_heif")
+    Image.new("RGB", (32, 32), RED).save(tmp_path / "picture.avif", quality=95)
+    data = (tmp_path / "picture.avif").read_bytes()
+    (tmp_path / "picture.avif").write_bytes(data.replace(b"ftypavif", b"ftypmif1"))
+    assert np.allclose(pixels(tmp_path / "picture.avif"), RED, atol=4)
+
+
 def test_a_heic_is_not_its_thumbnail(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
-    stale = pillow_heif.from_pillow(Image.new("RGB", (256, 256), "blue"))
-    stale.save(tmp_path / "picture.heic", quality=90)
     file = pillow_heif.from_pillow(Image.new("RGB", (256, 256), RED))
     file.info["thumbnails"] = [64]
     file.save(tmp_path / "with a thumbnail.heic", quality=90)
@@ -500,6 +506,16 @@ def test_images_of_all_folders_are_sorted(tmp_path):
     images, ignored = find_images(tmp_path, refuse)
     names = [str(path.relative_to(tmp_path)) for path in images]
     assert (names, ignored) == (["a.png", "b/2.png", "b/a/1.png", "c.png"], 0)
+
+
+def test_no_file_of_a_folder_is_asked_for(tmp_path, monkeypatch):
+    write_images(tmp_path, "a.png", "b/2.png")
+
+    def stat(path, **options):
+        raise AssertionError(f"{path}: on a network drive, each call takes a millisecond")
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert len(find_images(tmp_path, refuse)[0]) == 2
 
 
 def test_files_that_are_not_images_are_counted(tmp_path):
