@@ -106,8 +106,8 @@ class Options:
     batch_size: int = 64
     """Images per training step, in total over all processes."""
     lr: Annotated[float | None, hint("FLOAT", "default: proportional to --batch-size")] = None
-    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18),
-    and a tenth of it from --pretrained or --weights."""
+    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18), a
+    tenth of it from --pretrained or --weights, and ten times as much with --freeze."""
     weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
     """Weight decay. The default is 0.0005 (AlexNet) or 0.0001 (ResNet-18), as in the papers."""
     label_smoothing: float = 0.0
@@ -586,11 +586,15 @@ def fill_in_defaults(options: Options, initial: tuple[Network, Metadata] | None)
     model = options.model or (initial[1].name if initial else "resnet18")
     architecture = ARCHITECTURES[model]
     lr = architecture.learning_rate * options.batch_size / 256
+    if options.freeze:
+        lr *= 10  # the last layer alone takes larger steps
+    elif initial:
+        lr /= 10  # the network keeps what it knows
     defaults = {
         "model": model,
         "val_fraction": VAL_FRACTION,
         "epochs": FINE_TUNING_EPOCHS if initial else 90,
-        "lr": lr / 10 if initial and not options.freeze else lr,
+        "lr": lr,
         "weight_decay": architecture.weight_decay,
         "image_size": initial[1].image_size if initial else 224,
     }
