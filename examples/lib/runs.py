@@ -153,6 +153,7 @@ def lock(out: Path) -> filelock.BaseFileLock:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()  # raises the usual error where nothing can be written
         held = filelock.FileLock(out / ".lock")
         held.acquire(timeout=0)
         return held

@@ -484,7 +484,7 @@ def test_images_of_one_class_are_refused_as_their_folders_may_be_too_deep(finish
         ("--val-fraction 1", "--val-fraction must be between 0 and 1"),
         ("--freeze", "--freeze trains the last layer only: give the weights of the others"),
         ("--weights nowhere.pt", "nowhere.pt"),
-        ("--out pyproject.toml", "cannot write pyproject.toml/last.ckpt"),
+        ("--out pyproject.toml", "cannot write to pyproject.toml: "),
         ("--device nonsense", "--device nonsense"),
     ],
 )
