@@ -106,8 +106,8 @@ class Options:
     batch_size: int = 64
     """Images per training step, in total over all processes."""
     lr: Annotated[float | None, hint("FLOAT", "default: proportional to --batch-size")] = None
-    """Peak learning rate. For a batch of 256, the default is 0.02 (AlexNet) or 0.1 (ResNet-18), a
-    tenth of it from --pretrained or --weights, and ten times as much with --freeze."""
+    """Peak learning rate. For a batch of 256 and random weights, the default is 0.02 (AlexNet) or
+    0.1 (ResNet-18); from --pretrained or --weights, a tenth of it; with --freeze, ten times it."""
     weight_decay: Annotated[float | None, hint("FLOAT", "default: as in the paper")] = None
     """Weight decay. The default is 0.0005 (AlexNet) or 0.0001 (ResNet-18), as in the papers."""
     label_smoothing: float = 0.0
@@ -192,7 +192,9 @@ def train(
         load_state(state, checkpoint, config.out)
     model = DistributedDataParallel(trained) if WORLD_SIZE > 1 else trained
     logits_of = as_function(trained, device, config.precision)
-    class_weights = balanced_weights(data.train).to(device) if config.class_weights else None
+    class_weights = torch.ones(len(data.train.classes), device=device)
+    if config.class_weights:
+        class_weights = balanced_weights(data.train).to(device)
 
     description, metadata = describe_for_resume(config, data), metadata_of(config, data)
     locked = lock(config.out) if RANK == 0 else None  # until this function ends
@@ -229,11 +231,11 @@ def train(
         print_once(describe_epoch(config, state.rows[-1], predictions))
 
     assert state.best is not None  # of the last epoch at least
-    if RANK == 0:
-        write_report(config.out, state.best, data.val)
     print_once(f"best epoch: {best_epoch(state)}, on the validation images")
     for line in describe(state.best, data.val.classes):
         print_once(line)
+    if RANK == 0:
+        write_report(config.out, state.best, data.val)
     print_once(f"{config.out}: model.pt, {', '.join(FILES)}")
     del locked
 
@@ -243,7 +245,7 @@ def train_one_epoch(
     model: nn.Module,
     state: State,
     loader: DataLoader[Any],
-    class_weights: Tensor | None,
+    class_weights: Tensor,
     device: torch.device,
 ) -> dict[str, float]:
     """Take one step per batch.
@@ -253,7 +255,7 @@ def train_one_epoch(
         model: what is trained, in all processes.
         state: its optimizer takes the steps.
         loader: yields images, or features with --freeze, and labels.
-        class_weights: of the loss of the images of each class (num_classes,). None: all are 1.
+        class_weights: of the loss of the images of each class (num_classes,).
         device: where to compute.
 
     Returns:
@@ -279,9 +281,11 @@ def train_one_epoch(
             labels = labels.to(device, non_blocking=True)
             with autocast(device, config.precision):
                 logits = model(images)
-                loss = F.cross_entropy(
-                    logits, labels, class_weights, label_smoothing=config.label_smoothing
+                losses = F.cross_entropy(
+                    logits, labels, reduction="none", label_smoothing=config.label_smoothing
                 )
+                # Not the argument `weight`: it would weigh the smoothed labels too.
+                loss = (losses * class_weights[labels]).mean()
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -371,8 +375,8 @@ def balanced_weights(images: LabeledImages) -> Tensor:
 
     All classes then contribute as much to the loss, and the mean weight of an image is 1.
     """
-    counts = torch.bincount(torch.tensor(images.labels()), minlength=len(images.classes))
-    return len(images) / (len(images.classes) * counts.clamp(min=1))
+    counts = torch.bincount(torch.tensor(images.labels()))
+    return len(images) / (len(images.classes) * counts)
 
 
 # The network
@@ -560,7 +564,10 @@ def check_batch_norm(config: Config) -> None:
     """Raise `UserError` if the images and batches are too small for the batch norm of ResNet-18."""
     # Up to 32 x 32 pixels, the last layers see one pixel of each image.
     require(
-        config.model == "alexnet" or config.image_size > 32 or config.batch_size > WORLD_SIZE,
+        config.model == "alexnet"
+        or config.freeze
+        or config.image_size > 32
+        or config.batch_size > WORLD_SIZE,
         "batch norm needs more than one value per channel: raise --batch-size, or raise "
         "--image-size above 32",
     )

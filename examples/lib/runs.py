@@ -86,7 +86,7 @@ def save_epoch(
         try:
             write_atomically(out / name, write)
         except Exception as error:  # open in a spreadsheet, or a matplotlib that needs LaTeX
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split()) or type(error).__name__
             note_once(f"{name} is not up to date, and is tried again: {reason}")
 
 
@@ -210,7 +210,7 @@ def load_state(state: State, checkpoint: dict[str, Any], out: Path) -> None:
         return
     if (out / "model.pt").exists():
         best: Any = {name: np.asarray(values) for name, values in checkpoint["best"].items()}
-        state.best = Predictions(**best)
+        state.best = Predictions(**{**best, "num_classes": int(best["num_classes"])})
     else:
         state.counted_from = len(state.rows)
         note_once(

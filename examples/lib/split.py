@@ -115,6 +115,9 @@ def load_images(
         )
 
     sound = [images.those_not_in(selection.damaged) for images in found]
+    for images in sound:
+        for label in set(range(len(images.classes))) - set(images.labels()):
+            raise ImageError(f"{data}: no image of the class {images.classes[label]} can be used")
     if not is_split(data):
         return list(sound), selection
     (images,) = sound
@@ -235,8 +238,8 @@ def is_val(content: int, val_fraction: float) -> bool:
 def split(images: ImageFiles, hashes: dict[str, int], val_fraction: float) -> frozenset[str]:
     """Return the names of the validation images: those with a low hash.
 
-    So a split depends on the content of the files alone. Another image moves none, and of copies of
-    an image all are on the same side. If this leaves a class without validation images, its image
+    So a split depends on the content of the files alone, another image moves none, and all copies
+    of a file are on the same side. Only if this leaves a class without validation images, its image
     with the lowest hash is one; if without training images, that with the highest is none.
 
     Args:
@@ -263,6 +266,11 @@ def split(images: ImageFiles, hashes: dict[str, int], val_fraction: float) -> fr
             val.add(min(contents))
         if contents <= val:
             val.remove(max(contents))
+    for name, contents in zip(images.classes, of_class, strict=True):
+        if not contents & val or contents <= val:  # because of copies in other classes
+            raise ImageError(
+                f"{images.folder / name}: too few images of its own to split the class"
+            )
 
     mixed = [contents for contents in names_of.values() if is_mixed(contents)]
     if mixed:

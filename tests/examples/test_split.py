@@ -104,6 +104,13 @@ def test_a_class_with_one_picture_is_named(colors):
         parts_of(colors)
 
 
+def test_a_class_of_damaged_images_is_named(colors, tmp_path):
+    for file in (colors / "blue").iterdir():
+        file.write_text("no image")
+    line = call(train.main, colors, "--out", tmp_path / "run", *SMALL, "--skip-damaged").stderr
+    assert line.endswith(f"error: {colors}: no image of the class blue can be used\n")
+
+
 def test_folders_that_are_parts_under_other_names_are_no_classes(colors):
     (colors / "red").rename(colors / "Training")
     (colors / "blue").rename(colors / "Test")
