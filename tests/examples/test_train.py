@@ -399,7 +399,7 @@ def test_a_frozen_run_continues_as_if_it_had_not_been_stopped(finished, digits, 
 def test_class_weights_find_a_rare_class(finished, data, tmp_path):
     for file in sorted((data / "train" / "3").iterdir())[2:]:
         file.unlink()  # 2 of 58 images
-    weights = "--weights", finished / "model.pt", "--freeze", "--epochs", 5
+    weights = "--weights", finished / "model.pt", "--freeze", "--epochs", 5, "--lr", 0.003
     recalls = []
     for more in (), ("--class-weights",):
         out = tmp_path / f"run{len(more)}"
