@@ -262,7 +262,7 @@ def test_no_program_is_started_for_a_file(photograph, weights, tmp_path):
     stdout, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert stdout.startswith(f"{pictures}/a.png\n")
-    assert stderr.count("not an image in a format that is read: JPEG, PNG, ") == 4
+    assert stderr.count("not an image that is read (JPEG, PNG, ") == 4
     assert not (tmp_path / "started").exists()
 
 
